@@ -1,0 +1,60 @@
+# The commands of this project; `make help` lists them. Everything runs in .venv, which is made on demand
+# and made again only when pyproject.toml or constraints.txt changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+CHECKED := src tests benchmarks
+
+# Nothing goes out, and no progress bars in logs.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env demo test slow check format tiny bench clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+env: $(READY) ## make the environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "sdzero needs Python 3.11 or newer, found: $$("$(PYTHON)" --version 2>&1 || echo none)."; \
+	  echo "Name another one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making the environment in $(VENV) (a few minutes the first time)"
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train the embedded model by SD-Zero, from nothing to a report; safe to repeat
+	@echo "Running recipes/demo.yaml on the embedded model: collect, SRT, self-distillation, the RFT control,"
+	@echo "evaluation. Results go to runs/demo; a run that was interrupted goes on where it stopped."
+	$(BIN)/sdzero run recipes/demo.yaml --output runs/demo
+
+test: $(READY) ## run the fast tests, with coverage
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGUMENTS)
+
+slow: $(READY) ## run the slow tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)
+
+check: $(READY) ## check format, lint and types
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/mypy
+
+format: $(READY) ## format and mend what ruff can mend
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+tiny: $(READY) ## train the embedded model again (about 20 minutes on two cores)
+	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
+
+bench: $(READY) ## run every benchmark
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove the environment, caches and coverage (runs stay)
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

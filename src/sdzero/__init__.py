@@ -1,0 +1,32 @@
+"""SD-Zero: self-distillation post-training of language models (arXiv 2604.12002).
+
+Public names: `Recipe`, `collect`, `SRTTrainer`, `SRTConfig`, `SelfDistillationTrainer`,
+`SelfDistillationConfig`, `evaluate`. They are imported on first use, so that `import sdzero` is cheap.
+"""
+
+import importlib
+import os
+from typing import Any
+
+# Before any library that would phone home is imported: nothing goes out.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Recipe": "sdzero.recipe",
+    "collect": "sdzero.method.collect",
+    "SRTTrainer": "sdzero.method.srt",
+    "SRTConfig": "sdzero.method.srt",
+    "SelfDistillationTrainer": "sdzero.method.distill",
+    "SelfDistillationConfig": "sdzero.method.distill",
+    "evaluate": "sdzero.evaluate.score",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'sdzero' has no attribute '{name}'")

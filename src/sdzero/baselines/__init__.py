@@ -1,0 +1,1 @@
+"""Other methods at the same budget."""

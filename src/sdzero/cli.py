@@ -1,0 +1,251 @@
+"""The command `sdzero`. Heavy imports happen inside the commands, so that help and errors are quick."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from sdzero.errors import UserError
+from sdzero.recipe import Recipe
+from sdzero.recipe_io import load_recipe
+
+if TYPE_CHECKING:
+    from sdzero.pipeline import Stages
+
+app = typer.Typer(
+    help="Post-train a language model with SD-Zero: binary rewards become dense token-level supervision.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+SECONDS_BETWEEN_LINES = 5.0
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to override, as key=value (dots between levels).")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The run's folder (default: runs/NAME).", show_default=False),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Lines:
+    """Progress as plain lines: at most one every few seconds, and always the last of a part."""
+
+    def __init__(self) -> None:
+        self._last_line = 0.0
+        self._part = ""
+        self._started = time.monotonic()
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if part != self._part:
+            self._part, self._started, self._last_line = part, now, now
+        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        console.print(f"  {part}: {done:,} of {total:,}", highlight=False, style="dim")
+
+
+def report(text: str) -> None:
+    """One line for the user."""
+    console.print(escape(text), highlight=False)
+
+
+def guarded(command: Callable[[], None], debug: bool) -> None:
+    """Run a command; a user's error is printed without a traceback and ends with status 1."""
+    try:
+        command()
+    except UserError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: run the same command again to go on from here")
+        raise typer.Exit(130) from None
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another seed."""
+    return recipe.model_copy(update={"seed": seed})
+
+
+def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> Any:
+    """Open the run and work on its stages."""
+    from sdzero.pipeline import open_run
+
+    with open_run(recipe, folder, report, Lines()) as stages:
+        return work(stages)
+
+
+def print_results(results: dict[str, Any], folder: Path) -> None:
+    """The table, the differences, and where the figures are stored."""
+    from sdzero.results import difference_lines, results_table, seeds_table
+
+    table = seeds_table(results) if "seeds" in results else results_table(results)
+    console.print(table)
+    for line in difference_lines(results):
+        report(line)
+    report(f"results: {folder / 'results.json'}")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds to run, from the recipe's on.", min=1)] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step of each stage with a small random model.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages: collect, srt, distill, the RFT control, evaluate. Safe to repeat: it resumes.
+
+    Example: sdzero run recipes/demo.yaml distill.learning_rate=1e-4 --output runs/mine
+    """
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        if dry_run:
+            from sdzero.dry_run import dry_run as try_out
+
+            try_out(settings, output or Path("runs") / f"{settings.name}-dry-run", report, Lines())
+            return
+        folder = output or Path("runs") / settings.name
+        if seeds == 1:
+            print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder)
+            return
+        from sdzero.results import over_seeds
+        from sdzero.run_dir import RunDir
+
+        every = []
+        for seed in range(settings.seed, settings.seed + seeds):
+            report(f"seed {seed}")
+            own = on_stages(
+                with_seed(settings, seed), folder / f"seed-{seed}", lambda stages: stages.run_all()
+            )
+            print_results(own, folder / f"seed-{seed}")
+            every.append(own)
+        summary = over_seeds(every)
+        RunDir.unlocked(folder).write_json("results.json", summary)
+        print_results(summary, folder)
+
+    guarded(work, debug)
+
+
+@app.command()
+def collect(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    round_: Annotated[int, typer.Option("--round", help="Which round of collection.", min=1)] = 1,
+    debug: Debug = False,
+) -> None:
+    """Phase 1a: sample initial responses, grade them, sample revisions, keep the verified traces."""
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        folder = output or Path("runs") / settings.name
+        on_stages(settings, folder, lambda stages: stages.collect(round_))
+        report(f"traces: {folder / 'collect'}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def srt(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    round_: Annotated[int, typer.Option("--round", help="Up to which round of collection.", min=1)] = 1,
+    debug: Debug = False,
+) -> None:
+    """Phase 1b: train the base model on the traces that `sdzero collect` left in the run's folder."""
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        folder = output or Path("runs") / settings.name
+        on_stages(settings, folder, lambda stages: stages.srt(round_))
+        report(f"model: {folder / 'srt'}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument, overrides: Overrides = None, output: Output = None, debug: Debug = False
+) -> None:
+    """Phase 2: distill the Reviser into the Generator, from the run's SRT model or `srt.checkpoint`."""
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        folder = output or Path("runs") / settings.name
+        on_stages(settings, folder, lambda stages: stages.distill())
+        report(f"model: {folder / 'distill' / 'model'}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    model: Annotated[str | None, typer.Option(help="A model folder; default: all models of the run.")] = None,
+    name: Annotated[str, typer.Option(help="The name to store --model's scores under.")] = "model",
+    debug: Debug = False,
+) -> None:
+    """Score the run's models, or one model folder, on the test questions."""
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        folder = output or Path("runs") / settings.name
+        if model is None:
+            print_results(on_stages(settings, folder, lambda stages: stages.evaluate_all()), folder)
+            return
+        found = on_stages(settings, folder, lambda stages: stages.evaluate(name, model))
+        score = found["evaluation"]
+        report(
+            f"{name}: avg@{score['k']} {score['avg']:.1%} (s.e. {score['se']:.1%}), pass@{score['k']}"
+            f" {score['pass_at_k']:.1%}, {score['mean_tokens']:.1f} tokens, {score['questions']} questions"
+        )
+
+    guarded(work, debug)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="How many examples of each kind.", min=1)] = 2,
+    debug: Debug = False,
+) -> None:
+    """Print token sequences with their loss masks: what SRT trains on, what phase 2 aligns."""
+
+    def work() -> None:
+        from sdzero.inspection import inspect_run
+
+        inspect_run(folder, count, console)
+
+    guarded(work, debug)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

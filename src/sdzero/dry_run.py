@@ -1,0 +1,211 @@
+"""Try a recipe out without its model or data: one step of each stage, on two questions.
+
+What is substituted is said, line by line: the model (a small random one of the same architecture, with
+the real tokenizer where the model is a local folder), the questions (two rows in the data's schema),
+the lengths and the counts, the end of responses (a random model hardly ever ends one) and the rewards
+(a random model is hardly ever right). Everything else, templates, phrases, losses, optimizer,
+divergence and file formats, is what the recipe says. Nothing is written outside the folder.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from sdzero import tiny
+from sdzero.errors import UserError
+from sdzero.method.roles import Roles
+from sdzero.models import DTYPES, load_tokenizer, resolve_path, save_model
+from sdzero.pipeline import EngineMaker, open_run
+from sdzero.questions.question import Question
+from sdzero.recipe import Recipe
+from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling
+from sdzero.verify.verdict import Outcome, Verdict
+
+KNOWN_ARCHITECTURES = {
+    "Qwen/Qwen3-4B-Instruct-2507": "qwen3-4b",
+    "allenai/Olmo-3-7B-Instruct": "olmo3-7b",
+}
+"""Models whose configuration and chat template ship with the package, for dry runs."""
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+NEW_TOKENS = 8
+QUESTIONS = 2
+
+
+class EndingEngine:
+    """Closes each response that the length limit cut with the end token, as a trained model would."""
+
+    def __init__(self, engine: RolloutEngine, end_token_id: int) -> None:
+        self._engine = engine
+        self._end_token_id = end_token_id
+        self.model = getattr(engine, "model", None)
+
+    @property
+    def weight_version(self) -> int:
+        """That of the engine inside."""
+        return self._engine.weight_version
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """Sample, and end what did not end."""
+        return [
+            response
+            if response.stop_reason == "end"
+            else Response((*response.token_ids, self._end_token_id), "end", response.weight_version)
+            for response in self._engine.generate(requests, sampling)
+        ]
+
+
+def architecture_folder(model_path: str) -> Path:
+    """Where the configuration and tokenizer of a recipe's model are found without the model itself."""
+    if model_path in KNOWN_ARCHITECTURES:
+        return Path(str(files("sdzero"))) / "architectures" / KNOWN_ARCHITECTURES[model_path]
+    if model_path == tiny.MODEL_NAME or Path(model_path).is_dir():
+        return Path(resolve_path(model_path))
+    raise UserError(
+        f"a dry run does not know the architecture of {model_path}",
+        "model.path",
+        "name a local folder, or one of " + ", ".join(KNOWN_ARCHITECTURES),
+    )
+
+
+def small_config(config: Any, vocabulary: int) -> Any:
+    """The same architecture, small: the ratio of key heads and the kinds of layers are kept."""
+    heads = 4
+    ratio = max(1, config.num_attention_heads // config.num_key_value_heads)
+    values = dict(SMALL)
+    values["num_hidden_layers"] = min(SMALL["num_hidden_layers"], config.num_hidden_layers)
+    values |= {
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // ratio),
+        "head_dim": SMALL["hidden_size"] // heads,
+        "vocab_size": vocabulary,
+    }
+    fields = config.to_dict() | values
+    if fields.get("layer_types"):
+        fields["layer_types"] = fields["layer_types"][: values["num_hidden_layers"]]
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        fields[key] = None  # those of the real vocabulary mean nothing in the small one
+    return type(config).from_dict(fields)
+
+
+def make_small_model(recipe: Recipe, folder: Path) -> int:
+    """Save a small random model of the recipe's architecture; returns its number of parameters."""
+    source = architecture_folder(recipe.model.path)
+    tokenizer = load_tokenizer(str(source))
+    config = small_config(AutoConfig.from_pretrained(source), len(tokenizer))
+    set_seed(recipe.seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=DTYPES[recipe.model.dtype]
+    )
+    save_model(model, tokenizer, folder)
+    return model.num_parameters()
+
+
+def two_rows(recipe: Recipe) -> list[dict[str, Any]]:
+    """Two rows in the schema of the recipe's data, under the recipe's own column names."""
+    path = Path(str(files("sdzero"))) / "architectures" / "qwen3-4b" / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    fields = recipe.data.fields
+    return [{fields.question: row["problem"], fields.answer: row["answer"]} for row in rows[:QUESTIONS]]
+
+
+def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its sizes brought down to one step of each stage on two questions."""
+
+    def one_step(settings: Any, **more: Any) -> Any:
+        return settings.model_copy(
+            update={"batch_size": QUESTIONS, "micro_batch_size": 1, "epochs": 1, "checkpoint_every": 1} | more
+        )
+
+    sampling = {"max_new_tokens": NEW_TOKENS, "batch_size": 64}
+    fields = recipe.data.fields.model_copy(update={"id": None, "kind": None, "metadata": []})
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(
+                update={"path": str(folder / "model"), "device": "cpu", "attention": "sdpa"}
+            ),
+            "data": recipe.data.model_copy(
+                update={
+                    "source": "jsonl",
+                    "path": str(folder / "rows.jsonl"),
+                    "fields": fields,
+                    "n1": QUESTIONS,
+                    "n2": QUESTIONS,
+                    "tuning": 0,
+                    "test": QUESTIONS,
+                }
+            ),
+            "collect": recipe.collect.model_copy(
+                update=sampling
+                | {
+                    "rounds": 1,
+                    "initial_per_question": 1,
+                    "revisions_per_initial": 1,
+                    "target_traces": QUESTIONS,
+                }
+            ),
+            "srt": one_step(recipe.srt, checkpoint=None),
+            "distill": one_step(
+                recipe.distill,
+                max_new_tokens=NEW_TOKENS,
+                evaluate_every=None,
+                early_stop_patience=None,
+                teacher=None,
+                rehearsal_batch_size=QUESTIONS,
+            ),
+            "rft": one_step(recipe.rft),
+            "evaluate": recipe.evaluate.model_copy(update=sampling | {"k": 1}),
+        }
+    )
+
+
+def substituted_rewards(items: Sequence[tuple[Question, str]]) -> list[Verdict]:
+    """Every other response is called right, so that both control phrases are used."""
+    return [Verdict(Outcome.WRONG if index % 2 else Outcome.CORRECT) for index in range(len(items))]
+
+
+def dry_run(
+    recipe: Recipe, folder: Path, report: Callable[[str], None], progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Take one step of each stage; raises what the real run would raise. Returns the results."""
+    if folder.exists():
+        if not (folder / "DRY_RUN").is_file() and any(folder.iterdir()):
+            raise UserError(
+                "the folder is not empty and not from a dry run", str(folder), "choose another one"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "DRY_RUN").write_text("A dry run wrote this folder; the next one empties it.\n")
+    parameters = make_small_model(recipe, folder / "model")
+    rows = two_rows(recipe)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = small_recipe(recipe, folder)
+    report(f"dry run of {recipe.name}. Substituted:")
+    report(
+        f"  model {recipe.model.path} -> random weights, same architecture, {parameters:,} parameters,"
+        " on the CPU"
+    )
+    report(
+        f"  data {recipe.data.path or recipe.data.source} -> {len(rows)} rows in its schema,"
+        " the same in every set"
+    )
+    report(f"  responses of {recipe.distill.max_new_tokens} tokens -> {NEW_TOKENS}, ended by force")
+    report(f"  rewards of the verifier `{recipe.verifier.name}` -> every other response is called right")
+    report("  sizes: one optimizer step a stage, one response a question")
+
+    def ending(make: EngineMaker) -> EngineMaker:
+        def made(model: PreTrainedModel, roles: Roles) -> RolloutEngine:
+            return EndingEngine(make(model, roles), roles.end_token_id)
+
+        return made
+
+    with open_run(small, folder / "run", report, progress, ending, shared_questions=True) as stages:
+        stages.grade = substituted_rewards
+        results = stages.run_all()
+    report(f"every stage took its step; the files are in {folder}")
+    return results

@@ -1,0 +1,22 @@
+"""The one error that is meant for people: what was wrong, where, and what to do about it."""
+
+
+class UserError(Exception):
+    """A fault in the user's input or surroundings; the command prints it without a traceback.
+
+    `what` says what is wrong, `where` names the file, key or line, `todo` says how to mend it.
+    """
+
+    def __init__(self, what: str, where: str | None = None, todo: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.todo = todo
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.todo:
+            lines.append(f"  to do: {self.todo}")
+        return "\n".join(lines)

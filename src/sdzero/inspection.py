@@ -1,0 +1,95 @@
+"""Show what is trained on: token sequences, their loss masks, and the alignment of phase 2."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from sdzero.errors import UserError
+from sdzero.method.distill import phrase_reward
+from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
+from sdzero.method.srt import srt_rows
+from sdzero.method.trace import RevisionTrace
+from sdzero.models import load_tokenizer
+from sdzero.questions.sources import load_questions
+from sdzero.recipe_io import load_recipe
+from sdzero.run_dir import RunDir
+from sdzero.verify.verdict import Outcome, Verdict
+
+STYLES = {0.0: "dim", 1.0: "green", 2.0: "bold green reverse"}
+OTHER_STYLE = "yellow"
+
+
+def masked_text(ids: tuple[int, ...], weights: tuple[float, ...], tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Tokens coloured by their weight in the loss: dim for none, green for one, reverse for two."""
+    text = Text()
+    for token, weight in zip(ids, weights, strict=True):
+        shown = str(tokenizer.decode([token])).replace("\n", "\u23ce")
+        text.append(shown, style=STYLES.get(weight, OTHER_STYLE))
+        text.append("\u2502", style="dim")
+    return text
+
+
+def print_sequence(sequence: WeightedSequence, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    """One training sequence: its parts with token ids and weights, then its text in colour."""
+    for name, start, end in sequence.segments:
+        weights = sorted(set(sequence.weights[start:end]))
+        ids = " ".join(map(str, sequence.token_ids[start:end]))
+        console.print(f"  {name:14s} tokens {start}-{end - 1}, weight {weights}: {ids}", highlight=False)
+    console.print(masked_text(sequence.token_ids, sequence.weights, tokenizer))
+
+
+def print_pair(pair: DistillationPair, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    """Student and teacher sequences of phase 2; the targets are what the divergence covers."""
+    for name, ids, positions in (
+        ("student", pair.student_ids, pair.student_logit_positions),
+        ("teacher", pair.teacher_ids, pair.teacher_logit_positions),
+    ):
+        targets = {position + 1 for position in positions}
+        weights = tuple(1.0 if index in targets else 0.0 for index in range(len(ids)))
+        console.print(
+            f"  {name}: {len(ids)} tokens, logits at {positions[0]}-{positions[-1]}", highlight=False
+        )
+        console.print(masked_text(ids, weights, tokenizer))
+
+
+def inspect_run(folder: Path, count: int, console: Console) -> None:
+    """Print examples of every kind that the run has. Raises UserError if the folder is not a run."""
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(
+            "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
+        )
+    recipe = load_recipe(folder / "recipe.yaml")
+    run = RunDir.unlocked(folder)
+    tokenizer = load_tokenizer(recipe.model.path)
+    roles = Roles(tokenizer, recipe.phrases, recipe.chat)
+    shown = False
+    for traces_file in sorted(folder.glob("collect/round-*/traces.jsonl")):
+        rows = run.read_jsonl(str(traces_file.relative_to(folder)))
+        traces = [RevisionTrace.from_json(row) for row in rows]
+        for reward in (0, 1):
+            chosen = [trace for trace in traces if trace.reward == reward][:count]
+            for stage, sequences in enumerate(srt_rows(chosen, roles, recipe.srt) if chosen else []):
+                for sequence in sequences:
+                    console.print(
+                        f"[bold]{traces_file.parent.name}, SRT stage {stage + 1}, r = {reward}[/bold]",
+                        highlight=False,
+                    )
+                    print_sequence(sequence, tokenizer, console)
+                    shown = True
+    questions = (
+        {q.id: q for q in load_questions(recipe.data)} if (folder / "distill/rollouts").exists() else {}
+    )
+    for rollouts_file in sorted(folder.glob("distill/rollouts/*.jsonl"))[:1]:
+        for row in run.read_jsonl(str(rollouts_file.relative_to(folder)))[:count]:
+            prompt = roles.generator_prompt(questions[row["question"]])
+            reward = Verdict(Outcome(row["outcome"])).reward
+            pair = roles.distillation_pair(
+                prompt, row["token_ids"], phrase_reward(reward, recipe.distill.phrase_for_reward)
+            )
+            console.print(f"[bold]phase 2, {rollouts_file.stem}, r = {reward}[/bold]", highlight=False)
+            print_pair(pair, tokenizer, console)
+            shown = True
+    if not shown:
+        raise UserError("the run has no traces or rollouts yet", str(folder), "run `sdzero collect` first")

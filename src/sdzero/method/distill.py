@@ -1,0 +1,396 @@
+"""Phase 2: on-policy self-distillation.
+
+Paper, section 3.2:  L_SD = E_x E_y sum_t KL( pi_theta(.|x, y_<t) || pi_T(.|x, y, P_r, y_<t) ),
+y ~ pi_theta(.|x) sampled by the student, r its reward, pi_T the frozen Reviser. One optimizer step:
+the student answers a batch of questions, the answers are graded, the Reviser's context is built from
+each answer and its reward, and the divergence over the answer's tokens is minimised in the student.
+
+The trainer is a `transformers.Trainer`; only what happens in a step is ours. The rollout of a step is
+made for all its micro-batches at once, so the result does not depend on how the batch is cut.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from sdzero.errors import UserError
+from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
+from sdzero.method.graded import Draw, Graded, GradedSampler
+from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.micro_batches import deal, make_micro_batch
+from sdzero.method.roles import DistillationPair, WeightedSequence
+from sdzero.method.srt import weighted_loss_sum
+from sdzero.method.teacher import Teacher
+from sdzero.method.training import (
+    COMPLETE_MARKER,
+    DeterministicCheckpoints,
+    PlainLog,
+)
+from sdzero.questions.question import Question
+from sdzero.rollout.engine import Sampling, seed_of
+from sdzero.rollout.transformers_engine import TransformersEngine
+
+STAGE = "distill"
+
+
+@dataclass
+class SelfDistillationConfig(TrainingArguments):
+    """`TrainingArguments` and the settings of phase 2.
+
+    `per_device_train_batch_size` x `gradient_accumulation_steps` is the number of questions a step.
+    The divergence's temperature is 1 whatever the sampling temperature (design, contract 7).
+    """
+
+    temperature: float = field(default=0.7, metadata={"help": "sampling temperature of the rollouts"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus of the rollouts"})
+    max_new_tokens: int = field(default=256, metadata={"help": "longest response"})
+    divergence: str = field(default="reverse", metadata={"help": "reverse, forward, mixed or jsd"})
+    chunk_tokens: int = field(default=1024, metadata={"help": "tokens whose logits exist at one time"})
+    normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
+    sync: str = field(default="never", metadata={"help": "never, epoch or steps"})
+    sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})
+    rehearsal_weight: float = field(default=0.0, metadata={"help": "weight of the revision loss"})
+    rehearsal_batch_size: int = field(default=16, metadata={"help": "traces rehearsed a step"})
+    phrase_for_reward: str = field(default="true", metadata={"help": "true, held or flipped (ablations)"})
+    max_context: int | None = field(default=None, metadata={"help": "longest Reviser context in tokens"})
+    overlong: str = field(default="drop", metadata={"help": "drop or error"})
+
+
+class _Indices(torch.utils.data.Dataset[dict[str, int]]):
+    """The numbers of the questions: all that the data loader has to shuffle and to skip."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+
+def _collate_indices(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    return {"index": torch.tensor([row["index"] for row in rows])}
+
+
+def phrase_reward(reward: int, phrase_for_reward: str) -> int:
+    """Which phrase the Reviser gets: the true one, or for ablations a held or a flipped one."""
+    if phrase_for_reward == "held":
+        return 1
+    return 1 - reward if phrase_for_reward == "flipped" else reward
+
+
+class SelfDistillationTrainer(Trainer):
+    """Trains the student on-policy against a frozen or synchronised teacher.
+
+    Args:
+        model: the student.
+        teacher: the Reviser (see `Teacher.load`); frozen here, changed only by a sync.
+        args: `SelfDistillationConfig`.
+        questions: what the student answers, each once an epoch.
+        sampler: samples with the student's own weights and grades; keeps finished rollouts.
+        rehearsal: sequences of the revision loss, for `rehearsal_weight`.
+        tuning_score: called every `eval_steps`; returns a score in [0, 1] (and more) of the student.
+        report: called with each step's metrics.
+    """
+
+    args: SelfDistillationConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: Teacher,
+        args: SelfDistillationConfig,
+        questions: Sequence[Question],
+        sampler: GradedSampler,
+        processing_class: PreTrainedTokenizerBase,
+        rehearsal: Sequence[WeightedSequence] = (),
+        tuning_score: Callable[[int], dict[str, float]] | None = None,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        checkpoint_every: int = 50,
+        early_stop_patience: int | None = None,
+    ) -> None:
+        if not questions:
+            raise UserError("phase 2 has no questions", "data.n2", "give data.n2 at least one question")
+        if args.rehearsal_weight and not rehearsal:
+            raise UserError(
+                "rehearsal needs the revision traces of phase 1, and there are none",
+                "distill.rehearsal_weight",
+                "set it to 0, or run collection",
+            )
+        if args.sync == "steps" and args.sync_every < 1:
+            raise UserError("sync=steps needs sync_every", "distill.sync_every", "set it to 1 or more")
+        teacher_parameters = {id(p) for p in teacher.model.parameters()}
+        if any(id(p) in teacher_parameters for p in model.parameters()):
+            raise ValueError("the teacher shares parameters with the student")
+        engine = sampler.engine
+        if isinstance(engine, TransformersEngine) and engine.model is not model:
+            raise ValueError("the rollout engine samples from another model than the student")
+        check_output_head(model)
+        check_output_head(teacher.model)
+        pad = processing_class.pad_token_id
+        self.pad_id = int(processing_class.eos_token_id if pad is None else pad)
+        self.teacher = teacher
+        self.questions = list(questions)
+        self.sampler = sampler
+        self.rehearsal = list(rehearsal)
+        self.tuning_score = tuning_score
+        self._step: dict[str, Any] = {}
+        self._finished_metrics: dict[str, Any] = {}
+        self.counted = {"overlong": 0, "verifier_errors": 0}
+        indices = _Indices(len(questions))
+        callbacks: list[TrainerCallback] = [DeterministicCheckpoints(checkpoint_every), PlainLog(report)]
+        if early_stop_patience is not None:
+            callbacks.append(EarlyStoppingCallback(early_stop_patience))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=indices,
+            eval_dataset=indices if tuning_score else None,
+            data_collator=_collate_indices,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        # The loss below is normalised by `num_items_in_batch`: the global batch, not a micro-batch.
+        self.loss_is_scaled_for_ga = True
+
+    # ---- the rollout of a step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """Sample and grade the whole global batch, then cut it into micro-batches by length."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        questions = [self.questions[i] for batch in batches for i in batch["index"].tolist()]
+        started = time.monotonic()
+        graded = self._rollout(questions)
+        rollout_seconds = time.monotonic() - started
+        pairs = self._pairs(graded)
+        pairs.sort(key=lambda item: len(item[0].teacher_ids))
+        rehearsal = self._rehearsal_of_step()
+        pad = self.pad_id
+        micro = [
+            make_micro_batch(own, rehearsed, pad)
+            for own, rehearsed in zip(deal(pairs, len(batches)), deal(rehearsal, len(batches)), strict=True)
+        ]
+        rehearsal_total = sum(sum(s.weights) for s in rehearsal)
+        for batch in micro:
+            batch["rehearsal_total"] = rehearsal_total
+        target_tokens = sum(len(pair.targets) for pair, _ in pairs)
+        self._begin_step(graded, pairs, rehearsal, rollout_seconds)
+        items = target_tokens if self.args.normalize == "tokens" else len(pairs)
+        return micro, torch.tensor(max(items, 1), device=device)
+
+    def _rollout(self, questions: Sequence[Question]) -> list[Graded]:
+        step = self.state.global_step
+        draws = [
+            Draw(
+                question,
+                tuple(self.sampler.roles.generator_prompt(question)),
+                seed_of(self.args.seed, STAGE, step, question.id),
+            )
+            for question in questions
+        ]
+        sampling = Sampling(self.args.temperature, self.args.max_new_tokens, self.args.top_p)
+        return self.sampler.batch(draws, sampling, f"{STAGE}/rollouts/step-{step:06d}.jsonl", STAGE)
+
+    def _pairs(self, graded: Sequence[Graded]) -> list[tuple[DistillationPair, int]]:
+        pairs = []
+        for one in graded:
+            if not one.verdict.counts:
+                self.counted["verifier_errors"] += 1
+                continue
+            shown = phrase_reward(one.reward, self.args.phrase_for_reward)
+            pair = self.sampler.roles.distillation_pair(one.prompt_ids, one.token_ids, shown)
+            limit = self.args.max_context
+            if limit is not None and len(pair.teacher_ids) > limit:
+                if self.args.overlong == "error":
+                    raise UserError(
+                        f"the Reviser's context for question {one.question.id} has"
+                        f" {len(pair.teacher_ids)} tokens, more than {limit}",
+                        "distill.max_context",
+                        "raise it, lower distill.max_new_tokens, or set distill.overlong=drop",
+                    )
+                self.counted["overlong"] += 1
+                continue
+            pairs.append((pair, one.reward))
+        return pairs
+
+    def _rehearsal_of_step(self) -> list[WeightedSequence]:
+        if not self.args.rehearsal_weight:
+            return []
+        rng = random.Random(seed_of(self.args.seed, "rehearsal", self.state.global_step))
+        return rng.sample(self.rehearsal, min(self.args.rehearsal_batch_size, len(self.rehearsal)))
+
+    # ---- the loss ----
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """This micro-batch's share of the loss over the global batch."""
+        if num_items_in_batch is None:
+            raise ValueError("the loss is normalised over the global batch, whose size is missing")
+        student = self.accelerator.unwrap_model(model)
+        loss = torch.zeros((), device=student.device)
+        if "input_ids" in inputs:
+            loss = loss + self._divergence(student, inputs) / num_items_in_batch
+        if "rehearsal_ids" in inputs:
+            rehearsed = weighted_loss_sum(student, inputs["rehearsal_ids"], inputs["rehearsal_weights"])
+            loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
+        if not loss.requires_grad:  # nothing of the batch fell to this micro-batch
+            loss = loss + 0.0 * sum(p.sum() for p in student.parameters() if p.requires_grad)
+        return loss
+
+    def _divergence(self, student: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_hidden_TD = hidden_states(
+                self.teacher.model, inputs["teacher_ids"], inputs["teacher_positions"]
+            )
+        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        lengths_B = inputs["lengths_B"]
+        weights_T = None
+        if self.args.normalize == "sequences":
+            weights_T = torch.repeat_interleave(1.0 / lengths_B, lengths_B).to(student_hidden_TD.device)
+        kind: DivergenceKind = self.args.divergence  # type: ignore[assignment]
+        student_head, teacher_head = output_head(student), output_head(self.teacher.model)
+        result = divergence_from_hidden(
+            student_hidden_TD,
+            teacher_hidden_TD,
+            student_head.weight,
+            teacher_head.weight,
+            kind=kind,
+            chunk_tokens=self.args.chunk_tokens,
+            weights_T=weights_T,
+            student_bias_V=student_head.bias,
+            teacher_bias_V=teacher_head.bias,
+        )
+        rewards_T = torch.repeat_interleave(inputs["rewards_B"], lengths_B)
+        for reward in (0, 1):
+            chosen_T = rewards_T == reward
+            self._step[f"sum_divergence_r{reward}"] += float(result.per_token_T[chosen_T].sum())
+            self._step[f"tokens_r{reward}"] += int(chosen_T.sum())
+        self._step["sum_entropy"] += float(result.student_entropy_T.sum())
+        return result.total
+
+    # ---- what a step leaves behind ----
+
+    def _begin_step(
+        self,
+        graded: Sequence[Graded],
+        pairs: Sequence[tuple[DistillationPair, int]],
+        rehearsal: Sequence[WeightedSequence],
+        rollout_seconds: float,
+    ) -> None:
+        counted = [one for one in graded if one.verdict.counts]
+        self._step = {
+            "reward": sum(one.reward for one in counted) / max(len(counted), 1),
+            "tokens": sum(one.sampled_tokens for one in graded) / max(len(graded), 1),
+            "truncated": sum(one.truncated for one in graded),
+            "student_tokens": sum(len(p.student_ids) for p, _ in pairs)
+            + sum(len(s.token_ids) for s in rehearsal),
+            "teacher_tokens": sum(len(p.teacher_ids) for p, _ in pairs),
+            "rollout_seconds": rollout_seconds,
+            "started": time.monotonic(),
+            "sum_divergence_r0": 0.0,
+            "sum_divergence_r1": 0.0,
+            "tokens_r0": 0,
+            "tokens_r1": 0,
+            "sum_entropy": 0.0,
+        }
+
+    def finish_step(self) -> dict[str, Any]:
+        """Count the step in the ledger, and return its metrics."""
+        step, self._step = self._step, {}
+        seconds = time.monotonic() - step["started"]
+        self.sampler.ledger.record(
+            STAGE,
+            f"update-{self.state.global_step:06d}",
+            trained_tokens=step["student_tokens"],
+            teacher_tokens=step["teacher_tokens"],
+            seconds=seconds,
+        )
+        both = step["tokens_r0"] + step["tokens_r1"]
+        return {
+            "reward": step["reward"],
+            "tokens": step["tokens"],
+            "truncated": step["truncated"],
+            "divergence_r0": step["sum_divergence_r0"] / max(step["tokens_r0"], 1),
+            "divergence_r1": step["sum_divergence_r1"] / max(step["tokens_r1"], 1),
+            "entropy": step["sum_entropy"] / max(both, 1),
+            "rollout_seconds": step["rollout_seconds"],
+            "update_seconds": seconds,
+            "teacher_syncs": self.teacher.sync_count,
+            **self.counted,
+        }
+
+    def _steps_per_epoch(self) -> int:
+        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return math.ceil(len(self.questions) / per_step)
+
+    def _is_sync_step(self, step: int) -> bool:
+        if step >= self.state.max_steps or self.args.sync == "never":
+            return False
+        every = self._steps_per_epoch() if self.args.sync == "epoch" else self.args.sync_every
+        return step % every == 0
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """After the optimizer's step, before anything is saved: count, tell the engine, sync."""
+        if self._step:
+            if isinstance(self.sampler.engine, TransformersEngine):
+                self.sampler.engine.note_weights_changed()
+            if self._is_sync_step(self.state.global_step):
+                self.teacher.sync(self.accelerator.unwrap_model(self.model))
+            self._finished_metrics = self.finish_step()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's own metrics to the optimizer's."""
+        if "loss" in logs:
+            logs = logs | self._finished_metrics
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the student on the tuning questions (not on a loss)."""
+        if self.tuning_score is None:
+            raise ValueError("no tuning questions were given")
+        scores = self.tuning_score(self.state.global_step)
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- saving and resuming ----
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self.teacher.save(folder)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint` is the folder of a complete checkpoint of this trainer."""
+        if isinstance(resume_from_checkpoint, str):
+            folder = Path(resume_from_checkpoint)
+            if not (folder / COMPLETE_MARKER).is_file():
+                raise UserError("the checkpoint was not finished", str(folder), "resume from an earlier one")
+            self.teacher.restore(folder)
+        return super().train(resume_from_checkpoint, *args, **kwargs)

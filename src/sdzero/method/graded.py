@@ -1,0 +1,196 @@
+"""Sample, grade, keep: the one loop behind collection, distillation, baselines and evaluation.
+
+A batch is the unit of resuming. When it is finished it is written to the run folder, and a run that
+starts again reads it instead of sampling it again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdzero.errors import UserError
+from sdzero.ledger import Ledger
+from sdzero.method.roles import Roles, trim_repeated_tail
+from sdzero.questions.question import Question
+from sdzero.rollout.engine import Request, RolloutEngine, Sampling
+from sdzero.run_dir import RunDir
+from sdzero.verify.verdict import Outcome, Verdict
+
+Grade = Callable[[Sequence[tuple[Question, str]]], list[Verdict]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One response to sample: for which question, on which prompt, with which seed.
+
+    `index` tells several draws for one question apart.
+    """
+
+    question: Question
+    prompt_ids: tuple[int, ...]
+    seed: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A sampled response with its verdict. `token_ids` are the sampler's, cut only by trimming."""
+
+    question: Question
+    index: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    verdict: Verdict
+    sampled_tokens: int
+    trimmed: bool = False
+    weight_version: int = 0
+
+    @property
+    def reward(self) -> int:
+        """The binary reward."""
+        return self.verdict.reward
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the length limit cut the response, so that it has no end token."""
+        return self.verdict.outcome is Outcome.TRUNCATED
+
+
+def _to_row(draw: Draw, graded: Graded) -> dict[str, Any]:
+    return {
+        "question": draw.question.id,
+        "index": draw.index,
+        "seed": draw.seed,
+        "token_ids": list(graded.token_ids),
+        "outcome": str(graded.verdict.outcome),
+        "detail": graded.verdict.detail,
+        "sampled_tokens": graded.sampled_tokens,
+        "trimmed": graded.trimmed,
+        "weight_version": graded.weight_version,
+    }
+
+
+def _from_row(draw: Draw, row: dict[str, Any], where: str) -> Graded:
+    if (row["question"], row["index"], row["seed"]) != (draw.question.id, draw.index, draw.seed):
+        raise UserError(
+            "a stored batch holds other responses than this run asks for",
+            where,
+            "the data or the recipe changed under the run: start in a new folder",
+        )
+    return Graded(
+        question=draw.question,
+        index=draw.index,
+        prompt_ids=draw.prompt_ids,
+        token_ids=tuple(row["token_ids"]),
+        verdict=Verdict(Outcome(row["outcome"]), row["detail"]),
+        sampled_tokens=row["sampled_tokens"],
+        trimmed=row["trimmed"],
+        weight_version=row["weight_version"],
+    )
+
+
+class GradedSampler:
+    """Samples and grades draws batch by batch, keeping finished batches in the run folder.
+
+    `trim` cuts degenerate repeated tails (on token ids, before grading, so that what is kept is what
+    was graded).
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        roles: Roles,
+        grade: Grade,
+        run: RunDir,
+        ledger: Ledger,
+        progress: Progress | None = None,
+    ) -> None:
+        self.engine = engine
+        self.roles = roles
+        self._grade = grade
+        self._run = run
+        self.ledger = ledger
+        self._progress = progress
+
+    def batches(
+        self,
+        draws: Sequence[Draw],
+        sampling: Sampling,
+        *,
+        folder: str,
+        stage: str,
+        batch_size: int,
+        trim: bool = False,
+        enough: Callable[[list[Graded]], bool] | None = None,
+    ) -> list[Graded]:
+        """Sample and grade all draws, in order; stop early after a batch if `enough` says so."""
+        results: list[Graded] = []
+        for start in range(0, len(draws), batch_size):
+            name = f"{folder}/batch-{start // batch_size:05d}.jsonl"
+            results += self.batch(draws[start : start + batch_size], sampling, name, stage, trim)
+            if self._progress:
+                self._progress(folder, min(start + batch_size, len(draws)), len(draws))
+            if enough is not None and enough(results):
+                break
+        return results
+
+    def batch(
+        self, draws: Sequence[Draw], sampling: Sampling, name: str, stage: str, trim: bool = False
+    ) -> list[Graded]:
+        """Sample and grade one batch, or read it if it was finished before. `name` is its file."""
+        if self._run.path(name).exists():
+            rows = self._run.read_jsonl(name)
+            if len(rows) != len(draws):
+                raise UserError(
+                    f"a stored batch holds {len(rows)} responses, this run asks for {len(draws)}",
+                    str(self._run.path(name)),
+                    "the data or the recipe changed under the run: start in a new folder",
+                )
+            where = str(self._run.path(name))
+            return [_from_row(draw, row, where) for draw, row in zip(draws, rows, strict=True)]
+        started = time.monotonic()
+        graded = self._sample_and_grade(draws, sampling, trim)
+        self._run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
+        self.ledger.record(
+            stage,
+            name,
+            responses=len(graded),
+            sampled_tokens=sum(g.sampled_tokens for g in graded),
+            seconds=time.monotonic() - started,
+        )
+        return graded
+
+    def regrade(self, graded: Graded, token_ids: Sequence[int]) -> Verdict:
+        """Grade other token ids (an edited response) for the same question."""
+        return self._grade([(graded.question, self.roles.decode(token_ids))])[0]
+
+    def _sample_and_grade(self, draws: Sequence[Draw], sampling: Sampling, trim: bool) -> list[Graded]:
+        requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
+        responses = self.engine.generate(requests, sampling)
+        kept: list[tuple[tuple[int, ...], bool]] = []
+        for response in responses:
+            ids, trimmed = list(response.token_ids), False
+            if trim and response.stop_reason == "end":
+                ids, trimmed = trim_repeated_tail(ids, self.roles.end_token_id)
+            kept.append((tuple(ids), trimmed))
+        # A response without an end is truncated whatever it says, so only finished ones are graded.
+        finished = [i for i, response in enumerate(responses) if response.stop_reason == "end"]
+        verdicts = [Verdict(Outcome.TRUNCATED)] * len(draws)
+        texts = [(draws[i].question, self.roles.decode(kept[i][0])) for i in finished]
+        for i, verdict in zip(finished, self._grade(texts), strict=True):
+            verdicts[i] = verdict
+        return [
+            Graded(
+                question=draw.question,
+                index=draw.index,
+                prompt_ids=draw.prompt_ids,
+                token_ids=ids,
+                verdict=verdict,
+                sampled_tokens=len(response.token_ids),
+                trimmed=trimmed,
+                weight_version=response.weight_version,
+            )
+            for draw, response, (ids, trimmed), verdict in zip(draws, responses, kept, verdicts, strict=True)
+        ]

@@ -1,0 +1,53 @@
+"""From token ids to the hidden states that predict the targets, and the head that reads them."""
+
+import torch
+from transformers import PreTrainedModel
+
+from sdzero.errors import UserError
+
+PROBE_TOKENS = 4
+
+
+def output_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """The linear layer from hidden states to logits. Raises UserError if there is none."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            f"{type(model).__name__} has no linear output head",
+            "model.path",
+            "use a causal language model (AutoModelForCausalLM) with an output head",
+        )
+    return head
+
+
+def hidden_states(model: PreTrainedModel, ids_BT: torch.Tensor, positions_N: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [N, D] at positions of the flattened [B * T] input.
+
+    Rows are padded on the right and attention is causal, so no attention mask is needed.
+    """
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    hidden_BTD: torch.Tensor = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N.to(hidden_BTD.device)]
+
+
+def check_output_head(model: PreTrainedModel) -> None:
+    """Assert that logits are the output head applied to the last hidden state, and nothing more.
+
+    Some architectures scale or cap their logits; the divergence on hidden states would then be that
+    of another model. Raises UserError for those.
+    """
+    ids_BT = torch.arange(PROBE_TOKENS, device=model.device)[None]
+    was_training = model.training
+    model.train(False)
+    with torch.no_grad():
+        expected = model(input_ids=ids_BT, use_cache=False).logits[0]
+        hidden_TD = hidden_states(model, ids_BT, torch.arange(PROBE_TOKENS))
+        actual = output_head(model)(hidden_TD)
+    model.train(was_training)
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
+        raise UserError(
+            f"{type(model).__name__} changes its logits after the output head (scaling or capping)",
+            "model.path",
+            "this architecture is not supported by the divergence on hidden states",
+        )

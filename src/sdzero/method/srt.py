@@ -1,0 +1,350 @@
+"""Phase 1b, Self-Revision Training: the two losses on kept traces.
+
+Paper, section 3.1:  L_SRT = L_revision + L_generation, with
+L_revision   = -log pi(y_revised | x, y_init, P_r)
+L_generation = -log pi([y_init, P_r, y_revised] | x)
+
+Both are weighted sums of -log p over the tokens of one sequence, so one trainer serves: every token
+comes with its weight, and the loss is
+
+    sum over the global batch of  weight * -log p(token)  /  sum over the global batch of  weight
+
+which does not change with the number of devices, the micro-batch size or the accumulation steps. The
+same trainer fine-tunes on plain responses (RFT).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+from sdzero.errors import UserError
+from sdzero.ledger import Ledger
+from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.roles import Roles, WeightedSequence
+from sdzero.method.trace import RevisionTrace
+from sdzero.method.training import (
+    DeterministicCheckpoints,
+    PlainLog,
+    last_complete_checkpoint,
+    training_arguments,
+)
+from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
+from sdzero.recipe import OptimizerSettings, SrtSettings
+
+LOGITS_AT_A_TIME = 1 << 27
+"""Logits (tokens times vocabulary) that are held at once, in float32; more are made again backward."""
+
+IGNORED_LABEL = -100
+
+
+def srt_rows(
+    traces: Sequence[RevisionTrace], roles: Roles, settings: SrtSettings
+) -> list[list[WeightedSequence]]:
+    """The training sequences of each stage, in the order of the stages.
+
+    `joint` (the paper's) is one stage with both losses; with `generation_on: wrong`, traces whose
+    initial response was right carry the revision loss only. `two_stage` (the authors' code) is the
+    generation loss on traces whose initial response was wrong, then the revision loss on all.
+    Raises UserError for a stage without sequences.
+    """
+    if settings.schedule_of_losses == "two_stage":
+        stages = [
+            [roles.generation_sequence(*_parts(trace)) for trace in traces if trace.reward == 0],
+            [roles.revision_sequence(*_parts(trace)) for trace in traces],
+        ]
+    else:
+        only_wrong = settings.generation_on == "wrong"
+        stages = [
+            [
+                roles.joint_sequence(
+                    *_parts(trace),
+                    generation_weight=0.0 if only_wrong and trace.reward else settings.generation_weight,
+                    revision_weight=settings.revision_weight,
+                )
+                for trace in traces
+            ]
+        ]
+    for number, stage in enumerate(stages, start=1):
+        if not stage:
+            raise UserError(
+                f"stage {number} of self-revision training has no traces to train on",
+                where="srt.schedule_of_losses",
+                todo="collect more traces, or set srt.schedule_of_losses=joint",
+            )
+    return stages
+
+
+def _parts(trace: RevisionTrace) -> tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]:
+    return trace.prompt_ids, trace.initial_ids, trace.reward, trace.revised_ids
+
+
+def weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Sum of weight * -log p(token) over a batch padded on the right; a scalar that carries gradient.
+
+    `weights_BT[b, t]` is the weight of the token `ids_BT[b, t]` as a target; the first column has no
+    prediction and is left out. Logits are made for weighted tokens only, and taken to float32 (float64
+    stays) for the softmax.
+    """
+    weights_BP = weights_BT[:, 1:]
+    row_N, column_N = weights_BP.nonzero(as_tuple=True)
+    targets_N = ids_BT[row_N, column_N + 1]
+    weights_N = weights_BP[row_N, column_N]
+    hidden_ND = hidden_states(model, ids_BT, row_N * ids_BT.shape[1] + column_N)
+    head = output_head(model)
+
+    def loss_sum(hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+        logits_CV = head(hidden_CD)
+        if logits_CV.dtype != torch.float64:
+            logits_CV = logits_CV.float()
+        nll_C = functional.cross_entropy(logits_CV, targets_C, reduction="none")
+        return (nll_C * weights_C.to(nll_C.dtype)).sum()
+
+    size = max(1, LOGITS_AT_A_TIME // head.out_features)
+    if len(targets_N) <= size:
+        return loss_sum(hidden_ND, targets_N, weights_N)
+    total = hidden_ND.new_zeros(
+        (), dtype=torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    )
+    for start in range(0, len(targets_N), size):
+        part = slice(start, start + size)
+        total = total + checkpoint(
+            loss_sum, hidden_ND[part], targets_N[part], weights_N[part], use_reentrant=False
+        )
+    return total
+
+
+@dataclass
+class SRTConfig(SFTConfig):
+    """`SFTConfig` with the defaults that weighted token ids need: nothing is cut, packed or re-made."""
+
+    max_length: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    remove_unused_columns: bool = False
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"skip_prepare_dataset": True}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        changed = [name for name in ("max_length", "packing", "padding_free") if getattr(self, name)]
+        if changed:
+            raise UserError(
+                f"self-revision training trains on whole sequences, one a row, so `{changed[0]}` cannot be"
+                " set",
+                where="SRTConfig",
+                todo="leave it at its default; drop long sequences beforehand if they do not fit",
+            )
+
+
+class SRTTrainer(SFTTrainer):
+    """TRL's SFTTrainer with a weight on each target token; rows hold `input_ids` and `token_weights`.
+
+    The loss, the order of the rows (by length, from seed and epoch alone, so that a resumed run sees
+    the same batches) and the counting are ours, the rest is TRL's. Raises UserError for a model whose
+    logits are not its output head's (see `check_output_head`).
+    """
+
+    # The loss is divided by the weight of the whole global batch, accumulation included.
+    loss_is_scaled_for_ga: bool = True  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SRTConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_output_head(model)
+        pad = processing_class.pad_token_id
+        self.trained_tokens = 0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            data_collator=WeightedCollator(processing_class.eos_token_id if pad is None else pad),
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = (
+            self.args.per_device_train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.accelerator.num_processes
+        )
+        return LengthSortedSampler([len(ids) for ids in dataset["input_ids"]], batch_size, self.args.seed)
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+    ) -> Tensor | None:
+        """Sum of the weights over the global batch, in place of TRL's count of tokens."""
+        if not batch_samples:
+            return None
+        weights = [batch["token_weights"][:, 1:] for batch in batch_samples]
+        total = torch.stack([part.sum() for part in weights]).sum().to(device)
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.gather(total).sum()
+        self.trained_tokens += sum(int((part > 0).sum()) for part in weights)
+        if total == 0:
+            raise UserError(
+                "a whole batch of training sequences has no token with a weight",
+                todo="check srt.generation_weight and srt.revision_weight: one of them must be above 0",
+            )
+        return total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """This micro-batch's share of the loss over the global batch."""
+        if return_outputs:
+            raise NotImplementedError("logits are never built as a whole")
+        ids_BT, weights_BT = inputs["input_ids"], inputs["token_weights"]
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        if alone and isinstance(model, PreTrainedModel):
+            total = weighted_loss_sum(model, ids_BT, weights_BT)
+        else:
+            # DDP, FSDP and DeepSpeed must be entered by their own forward. TRL has put a head into the
+            # model's forward that gives log p of each target in tiles.
+            labels_BT = ids_BT.masked_fill(weights_BT == 0, IGNORED_LABEL)
+            output = model(input_ids=ids_BT, labels=labels_BT, fused_lm_head=True)
+            total = -(output.log_probs * weights_BT[:, 1:].to(output.log_probs.dtype)).sum()
+        if num_items_in_batch is None:
+            num_items_in_batch = weights_BT[:, 1:].sum()
+        # Wrappers average the gradients over the processes, while the weights were summed over them.
+        loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: checkpoints are working files of a run, not a publication."""
+
+
+class _CountInLedger(TrainerCallback):
+    """Counts trained tokens and seconds at each checkpoint, under the step that this process began at."""
+
+    def __init__(self, ledger: Ledger, stage: str, key: str) -> None:
+        self._ledger, self._stage, self._key = ledger, stage, key
+        self.trainer: SRTTrainer | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._first_step, self._started = state.global_step, time.monotonic()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record what is kept now; work after the last checkpoint of a killed process is not counted."""
+        assert self.trainer is not None
+        self._ledger.record(
+            self._stage,
+            f"{self._key}/from-step-{self._first_step}",
+            trained_tokens=self.trainer.trained_tokens,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def train_weighted(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[WeightedSequence],
+    settings: OptimizerSettings,
+    *,
+    epochs: int,
+    checkpoint_every: int,
+    output_dir: Path,
+    seed: int,
+    gradient_checkpointing: bool = False,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = True,
+    ledger: Ledger | None = None,
+    stage: str = "srt",
+    key: str = "srt",
+) -> int:
+    """Train `model` in place on weighted sequences; returns the number of optimizer steps.
+
+    A checkpoint is kept in `output_dir` every `checkpoint_every` steps and after the last. With `resume`
+    training goes on from the newest whole one and ends in the same weights as without the interruption
+    (on a CPU with a fixed number of threads: bit for bit). `log` gets each step's numbers. What was
+    trained is counted in the ledger under (`stage`, `key`).
+
+    Raises UserError for no sequences, for one longer than the model's context, and for a loss that
+    is not finite.
+    """
+    _check_sequences(model, sequences)
+    use_cpu = model.device.type == "cpu"
+    arguments = training_arguments(
+        settings,
+        output_dir,
+        epochs=epochs,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+        use_cpu=use_cpu,
+    )
+    callbacks: list[TrainerCallback] = [DeterministicCheckpoints(checkpoint_every), PlainLog(log)]
+    counter = _CountInLedger(ledger, stage, key) if ledger is not None else None
+    if counter is not None:
+        callbacks.append(counter)
+    rows = {
+        "input_ids": [list(sequence.token_ids) for sequence in sequences],
+        "token_weights": [list(sequence.weights) for sequence in sequences],
+    }
+    was_training, own_forward = model.training, model.__dict__.get("forward")
+    try:
+        trainer = SRTTrainer(model, SRTConfig(**arguments), Dataset.from_dict(rows), tokenizer, callbacks)
+        trainer.remove_callback(PrinterCallback)
+        if counter is not None:
+            counter.trainer = trainer
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
+    finally:
+        # TRL's trainer leaves its own forward on the model object, bound to it: copies of the model made
+        # later would still run this one.
+        model.__dict__.pop("forward", None)
+        if own_forward is not None:
+            model.__dict__["forward"] = own_forward
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+        model.train(was_training)
+    return int(trainer.state.global_step)
+
+
+def _check_sequences(model: PreTrainedModel, sequences: Sequence[WeightedSequence]) -> None:
+    if not sequences:
+        raise UserError("there are no sequences to train on", todo="collect more responses first")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(sequence.token_ids) for sequence in sequences)
+    if context is not None and longest > context:
+        raise UserError(
+            f"a training sequence has {longest} tokens, the model's context is {context}",
+            todo="lower collect.max_new_tokens, or set collect.max_context",
+        )

@@ -1,0 +1,95 @@
+"""The teacher of phase 2: the Reviser, frozen, made from an explicit checkpoint.
+
+It is loaded from a named folder, never copied from set-up code; it is in eval mode, has no gradients
+and is in no optimizer; its fingerprint is known at the start and after each sync (design, contract 5).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sdzero.errors import UserError
+
+TEACHER_STATE = "teacher.json"
+TEACHER_WEIGHTS = "teacher.safetensors"
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """The sha256 of a model's parameters, by name, bit for bit (first 16 hexadecimal digits)."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        flat = parameter.detach().to("cpu").contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Teacher:
+    """A frozen model, and how often it was made anew from the student."""
+
+    def __init__(self, model: PreTrainedModel, source: str) -> None:
+        self.model = model
+        self.source = source
+        self.sync_count = 0
+        model.train(False)
+        model.requires_grad_(False)
+        self.fingerprint = fingerprint(model)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, dtype: torch.dtype, device: torch.device | str, attention: str = "sdpa"
+    ) -> "Teacher":
+        """Load the teacher from a checkpoint folder. Raises UserError if there is no model in it."""
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(
+                "the teacher's checkpoint is not a model folder (it has no config.json)",
+                str(folder),
+                "name a folder that save_pretrained wrote",
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, local_files_only=True
+        )
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model, str(folder))
+
+    def sync(self, student: PreTrainedModel) -> None:
+        """Teacher := student (paper, section 3.3, iterative self-evolution)."""
+        if set(self.model.state_dict()) != set(student.state_dict()):
+            raise ValueError("student and teacher have different parameters")
+        self.model.load_state_dict(student.state_dict())
+        self.model.requires_grad_(False)
+        self.sync_count += 1
+        self.fingerprint = fingerprint(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Save what is needed to resume: always the state, and the weights once they were synced."""
+        state = {"source": self.source, "sync_count": self.sync_count, "fingerprint": self.fingerprint}
+        if self.sync_count:
+            weights = {name: p.detach().contiguous() for name, p in self.model.named_parameters()}
+            save_file(weights, folder / TEACHER_WEIGHTS)
+        (folder / TEACHER_STATE).write_text(json.dumps(state, indent=2))
+
+    def restore(self, folder: Path) -> None:
+        """Take up a saved state. Raises UserError if the weights are not those that were saved."""
+        state = json.loads((folder / TEACHER_STATE).read_text())
+        if state["sync_count"]:
+            weights = load_file(folder / TEACHER_WEIGHTS)
+            own = dict(self.model.named_parameters())
+            if set(own) != set(weights):
+                raise UserError("the saved teacher has other parameters", str(folder / TEACHER_WEIGHTS))
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(weights[name])
+        self.sync_count = int(state["sync_count"])
+        self.fingerprint = fingerprint(self.model)
+        if self.fingerprint != state["fingerprint"]:
+            raise UserError(
+                f"the teacher's weights ({self.fingerprint}) are not those the run was saved with"
+                f" ({state['fingerprint']})",
+                str(folder),
+                "restore the checkpoint that the teacher was loaded from, or start phase 2 anew",
+            )

@@ -1,0 +1,149 @@
+"""What the trainers share: arguments from a recipe, checkpoints that are whole, a plain log."""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sdzero.errors import UserError
+from sdzero.recipe import OptimizerSettings
+
+COMPLETE_MARKER = "complete.json"
+"""Written into a checkpoint's folder last, so a folder that has it is whole."""
+
+CHECKPOINTS_KEPT = 2
+"""The newest and the one before: a process may be killed while it writes the newest."""
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def training_arguments(
+    settings: OptimizerSettings,
+    output_dir: Path,
+    *,
+    epochs: int,
+    checkpoint_every: int,
+    seed: int,
+    gradient_checkpointing: bool,
+    use_cpu: bool,
+) -> dict[str, Any]:
+    """Keyword arguments for `TrainingArguments` (or a subclass) that the settings stand for.
+
+    Weights are trained in the dtype they are in: there is no autocast. Nothing is reported anywhere but
+    to the callbacks. Under a launcher such as torchrun, `batch_size` is shared out over the processes.
+    Raises UserError if it cannot be.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation, rest = divmod(settings.batch_size, settings.micro_batch_size * processes)
+    if rest:
+        raise UserError(
+            f"batch_size ({settings.batch_size}) is no multiple of micro_batch_size"
+            f" ({settings.micro_batch_size}) times {processes} processes",
+            todo="change one of them, or the number of processes",
+        )
+    return {
+        "output_dir": str(output_dir),
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        # transformers reads a number below 1 as a share of all steps.
+        "warmup_steps": settings.warmup_steps or settings.warmup_ratio,
+        "optim": "adamw_torch_fused",
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.betas[0],
+        "adam_beta2": settings.betas[1],
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": gradient_checkpointing,
+        "bf16": False,
+        "fp16": False,
+        "use_cpu": use_cpu,
+        "dataloader_pin_memory": not use_cpu,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_steps": checkpoint_every,
+        "save_total_limit": CHECKPOINTS_KEPT,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        # A loss that is not a number must be seen, not replaced by the mean of the others.
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint under `folder`, or None. Torn ones, left by a kill, are removed."""
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        name = _CHECKPOINT_NAME.fullmatch(path.name)
+        if name is None:
+            continue
+        if (path / COMPLETE_MARKER).is_file():
+            whole.append((int(name[1]), path))
+        else:
+            shutil.rmtree(path)
+    return str(max(whole)[1]) if whole else None
+
+
+class DeterministicCheckpoints(TrainerCallback):
+    """Saves after every `checkpoint_every` steps and after the last, and marks what was saved as whole.
+
+    The steps at which a run saves depend on nothing else, in particular not on when it was resumed.
+    """
+
+    def __init__(self, checkpoint_every: int) -> None:
+        self._checkpoint_every = checkpoint_every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint when one is due."""
+        if state.global_step % self._checkpoint_every == 0 or state.global_step >= state.max_steps:
+            control.should_save = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Everything of the checkpoint is on disk now: say so."""
+        if state.is_world_process_zero:
+            assert args.output_dir is not None
+            marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_MARKER
+            marker.write_text(json.dumps({"step": state.global_step, "max_steps": state.max_steps}) + "\n")
+
+
+class PlainLog(TrainerCallback):
+    """Hands each step's numbers, with `step` and `max_steps`, to a function; stops at a broken loss."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], None] | None) -> None:
+        self._report = report
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Pass on the logs of a step or of an evaluation. Raises UserError for a loss that is not finite."""
+        logs = logs or {}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0.0))):
+                raise UserError(
+                    f"training broke down: {name} is {logs[name]} at step {state.global_step}",
+                    todo="lower learning_rate, or train in a wider dtype (model.dtype=float32)",
+                )
+        is_step = "loss" in logs or any(name.startswith("eval_") for name in logs)
+        if self._report is not None and is_step and state.is_world_process_zero:
+            self._report({"step": state.global_step, "max_steps": state.max_steps, **logs})

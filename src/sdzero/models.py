@@ -1,0 +1,108 @@
+"""Loading and saving the policy: a Hugging Face folder in, a Hugging Face folder out."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from sdzero import tiny
+from sdzero.errors import UserError
+from sdzero.recipe import ModelSettings
+
+# Loading and saving take moments; their bars and notes would drown the run's own lines.
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. Raises UserError if `cuda` is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no GPU is available", "model.device", "set model.device=cpu, or install a CUDA build"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub id that a recipe's model path means. Raises UserError if it can be neither."""
+    if path == tiny.MODEL_NAME:
+        return str(tiny.model_folder())
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                "the model folder has no config.json",
+                str(folder),
+                "name a folder that save_pretrained wrote, or a downloaded snapshot",
+            )
+        return str(folder)
+    looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if folder.exists() or not looks_like_hub_id:
+        raise UserError(
+            "there is no model folder here",
+            path,
+            "check model.path: `tiny`, a folder, or a hub id owner/name",
+        )
+    return path
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Raises UserError if it cannot be read."""
+    where = resolve_path(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}", where, _todo(where)
+        ) from error
+    return tokenizer
+
+
+def load_model(path: str, settings: ModelSettings) -> PreTrainedModel:
+    """Load a causal language model with the recipe's dtype, attention and device."""
+    where = resolve_path(path)
+    try:
+        AutoConfig.from_pretrained(where, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=settings.attention,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"the model cannot be loaded: {_first_line(error)}", where, _todo(where)) from error
+    model.to(pick_device(settings.device))  # type: ignore[arg-type]
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _todo(where: str) -> str:
+    if Path(where).is_dir():
+        return "the folder needs config.json, *.safetensors and the tokenizer's files, all readable"
+    return "a hub id needs a network or a local copy: download it elsewhere, and name the folder"

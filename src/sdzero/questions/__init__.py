@@ -1,0 +1,1 @@
+"""What is asked: the question, and the sources that questions come from."""

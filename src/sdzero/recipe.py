@@ -1,0 +1,256 @@
+"""A recipe: every setting of one run, strict, in one place. Imports no torch.
+
+Settings are pydantic models that refuse unknown keys and impossible pairs. `load_recipe` in
+`recipe_io.py` reads them from YAML.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """The policy that is trained. `path` is `tiny` (the embedded model), a folder, or a hub id."""
+
+    path: str = "tiny"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+
+
+class ChatSettings(Settings):
+    """What stands around a question. `answer_instruction` follows the question after a blank line."""
+
+    system_prompt: str | None = None
+    answer_instruction: str | None = None
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class PhraseSettings(Settings):
+    """The control phrases P_r (paper, section 3); the only way the reward reaches the Reviser."""
+
+    correct: str = "Let me rephrase the above solution."
+    wrong: str = "Wait, this response is not correct, let me start over."
+
+
+class FieldMap(Settings):
+    """Which column of the data holds what. `id` and `kind` may be absent from the data."""
+
+    question: str = "question"
+    answer: str = "answer"
+    id: str | None = None
+    kind: str | None = None
+    metadata: list[str] = Field(default_factory=list)
+
+
+class DataSettings(Settings):
+    """Where questions come from, and how many distinct ones go to each set.
+
+    `path` is a JSONL file (source `jsonl`), or a local folder or hub id (source `huggingface`).
+    `tasks` are reasoning-gym task names; `pool` is how many questions are drawn from a generator.
+    The sets are cut from one ranking of the distinct questions by hash of (`split_seed`, text): first
+    test, then tuning, n1, n2.
+    """
+
+    source: Literal["arithmetic", "jsonl", "huggingface", "reasoning_gym"] = "arithmetic"
+    path: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    fields: FieldMap = FieldMap()
+    tasks: list[str] = Field(default_factory=list)
+    task_arguments: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    pool: int = Field(default=20_000, ge=1)
+    split_seed: int = 0
+    n1: int = Field(ge=1)
+    n2: int = Field(ge=1)
+    tuning: int = Field(default=0, ge=0)
+    test: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _source_has_its_keys(self) -> Self:
+        if self.source in ("jsonl", "huggingface") and not self.path:
+            raise ValueError(f"source `{self.source}` needs `path`")
+        if self.source == "reasoning_gym" and not self.tasks:
+            raise ValueError("source `reasoning_gym` needs `tasks`")
+        if self.source in ("arithmetic", "reasoning_gym") and self.path:
+            raise ValueError(f"source `{self.source}` makes its questions and reads no `path`")
+        wanted = self.n1 + self.n2 + self.tuning + self.test
+        if self.source == "reasoning_gym" and wanted > self.pool:
+            raise ValueError(f"n1 + n2 + tuning + test ({wanted}) is more than pool ({self.pool})")
+        if self.source != "reasoning_gym" and (self.tasks or self.task_arguments):
+            raise ValueError("`tasks` and `task_arguments` go with source `reasoning_gym`")
+        strangers = sorted(set(self.task_arguments) - set(self.tasks))
+        if strangers:
+            raise ValueError(f"`task_arguments` for tasks that are not in `tasks`: {', '.join(strangers)}")
+        if self.source != "huggingface" and self.subset:
+            raise ValueError("`subset` goes with source `huggingface`")
+        return self
+
+
+class VerifierSettings(Settings):
+    """How responses are graded. `name` is `math`, `puzzle`, or an import path `package.module:factory`."""
+
+    name: str = "math"
+    workers: int = Field(default=2, ge=1)
+    timeout_seconds: float = Field(default=5.0, gt=0)
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule. Sizes are in sequences per optimizer step and per forward pass."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    micro_batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size"
+                f" ({self.micro_batch_size})"
+            )
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("set warmup_steps or warmup_ratio, not both")
+        if self.schedule == "constant" and (self.warmup_steps or self.warmup_ratio):
+            raise ValueError("schedule `constant` has no warm-up; use `constant_with_warmup`")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("each of betas must be at least 0 and below 1")
+        return self
+
+
+class SamplingSettings(Settings):
+    """How responses are sampled. `batch_size` is the unit of resuming: a finished batch is kept."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(default=256, ge=1)
+
+
+class CollectSettings(SamplingSettings):
+    """Phase 1a. Up to `initial_per_question` initial responses until `target_initial` are sampled,
+    `revisions_per_initial` revisions of each; at most `target_traces` verified traces are kept (and
+    with `stop_at_target` sampling ends once there are as many).
+
+    With `rounds` above 1, N1 is shared out over the rounds and each later round samples from the SRT
+    model of the round before.
+    """
+
+    rounds: int = Field(default=1, ge=1)
+    initial_per_question: int = Field(default=1, ge=1)
+    target_initial: int | None = Field(default=None, ge=1)
+    revisions_per_initial: int = Field(default=3, ge=1)
+    target_traces: int | None = Field(default=None, ge=1)
+    stop_at_target: bool = False
+    revise_correct: bool = True
+    trim_repeats: bool = True
+    strip_openings: list[str] = Field(default_factory=list)
+    max_context: int | None = Field(default=None, ge=1)
+    overlong: Literal["drop", "error"] = "drop"
+
+
+class SrtSettings(OptimizerSettings):
+    """Phase 1b: `L_SRT = L_revision + L_generation` (paper, section 3.1).
+
+    `checkpoint` is a model folder of the user's own that takes the place of collection and SRT.
+    """
+
+    checkpoint: str | None = None
+
+    schedule_of_losses: Literal["joint", "two_stage"] = "joint"
+    generation_weight: float = Field(default=1.0, ge=0)
+    revision_weight: float = Field(default=1.0, ge=0)
+    generation_on: Literal["all", "wrong"] = "all"
+    epochs: int = Field(default=2, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+
+class DistillSettings(OptimizerSettings, SamplingSettings):
+    """Phase 2: on-policy self-distillation (paper, equation 5). `batch_size` counts questions a step.
+
+    `sync` makes the teacher the student again after each epoch or every `sync_every` steps.
+    `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence.
+    `teacher` is a model folder to be the Reviser in place of the SRT model.
+    `phrase_for_reward` is for ablations: `held` gives the Reviser the phrase of r = 1 whatever the
+    reward, `flipped` the other one.
+    """
+
+    teacher: str | None = None
+    divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
+    chunk_tokens: int = Field(default=1024, ge=1)
+    normalize: Literal["tokens", "sequences"] = "tokens"
+    epochs: int = Field(default=1, ge=1)
+    sync: Literal["never", "epoch", "steps"] = "never"
+    sync_every: int | None = Field(default=None, ge=1)
+    rehearsal_weight: float = Field(default=0.0, ge=0)
+    rehearsal_batch_size: int = Field(default=16, ge=1)
+    phrase_for_reward: Literal["true", "held", "flipped"] = "true"
+    max_context: int | None = Field(default=None, ge=1)
+    overlong: Literal["drop", "error"] = "drop"
+    evaluate_every: int | None = Field(default=None, ge=1)
+    early_stop_patience: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+    @field_validator("phrase_for_reward", mode="before")
+    @classmethod
+    def _unquoted_true(cls, value: Any) -> Any:
+        """YAML reads an unquoted `true` as a boolean."""
+        return "true" if value is True else value
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if (self.sync == "steps") != (self.sync_every is not None):
+            raise ValueError("sync_every goes with sync: steps, and only with it")
+        if self.early_stop_patience is not None and self.evaluate_every is None:
+            raise ValueError("early_stop_patience needs evaluate_every")
+        return self
+
+
+class RftSettings(OptimizerSettings):
+    """The control: fine-tuning on own verified-correct responses at the same number of responses."""
+
+    enabled: bool = True
+    epochs: int = Field(default=2, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+
+class EvaluateSettings(SamplingSettings):
+    """avg@k and pass@k on the test set, and generate-then-revise once per question."""
+
+    k: int = Field(default=4, ge=1)
+
+
+class Recipe(Settings):
+    """All settings of one run."""
+
+    name: str
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    chat: ChatSettings = ChatSettings()
+    phrases: PhraseSettings = PhraseSettings()
+    data: DataSettings
+    verifier: VerifierSettings = VerifierSettings()
+    collect: CollectSettings
+    srt: SrtSettings
+    distill: DistillSettings
+    rft: RftSettings
+    evaluate: EvaluateSettings
+
+    @model_validator(mode="after")
+    def _tuning_set_is_there(self) -> Self:
+        if self.distill.evaluate_every is not None and not self.data.tuning:
+            raise ValueError("distill.evaluate_every scores the tuning set: set data.tuning above 0")
+        return self

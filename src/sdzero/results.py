@@ -1,0 +1,228 @@
+"""`results.json` and the printed table: made from what was measured, for scripts and for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from sdzero.evaluate.stats import interval_over_seeds, paired_difference
+from sdzero.ledger import Ledger
+from sdzero.recipe import Recipe
+from sdzero.run_dir import RunDir
+
+SCHEMA = 1
+NAMES = {"base": "base", "rft": "RFT (same responses)", "srt": "SRT", "sdzero": "SD-Zero"}
+TRAINING_STAGES = ("collect", "srt", "distill")
+"""The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart."""
+
+
+def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `results.json` (design, contract 12), of one seed."""
+    spent = ledger.by_stage()
+    responses = {
+        "base": 0,
+        "srt": spent.get("collect", {}).get("responses", 0),
+        "rft": spent.get("rft", {}).get("responses", 0),
+    }
+    responses["sdzero"] = responses["srt"] + spent.get("distill", {}).get("responses", 0)
+    seconds = {
+        "base": 0.0,
+        "srt": sum(spent.get(s, {}).get("seconds", 0.0) for s in ("collect", "srt")),
+        "rft": spent.get("rft", {}).get("seconds", 0.0),
+    }
+    seconds["sdzero"] = seconds["srt"] + spent.get("distill", {}).get("seconds", 0.0)
+    return {
+        "schema": SCHEMA,
+        "method": "sdzero",
+        "seed": recipe.seed,
+        "model": recipe.model.path,
+        "task": recipe.name,
+        "evaluations": {name: own["evaluation"] for name, own in found.items()},
+        "revision": {name: own["revision"] for name, own in found.items()},
+        "differences": _differences(found),
+        "responses": {name: responses[name] for name in found if name in responses},
+        "seconds": {name: seconds[name] for name in found if name in seconds},
+        "budget": ledger.budget_json(TRAINING_STAGES) | {"by_stage": spent},
+        "divergence": {
+            "kind": recipe.distill.divergence,
+            "support": "full",
+            "temperature": 1.0,
+            "normalize": recipe.distill.normalize,
+        },
+        "versions": run.manifest()["versions"],
+        "recipe_sha256": run.manifest()["recipe_sha256"],
+    }
+
+
+def _differences(found: Mapping[str, Any]) -> dict[str, Any]:
+    """SD-Zero minus each other model, paired over distinct questions."""
+    if "sdzero" not in found:
+        return {}
+    own = found["sdzero"]["per_question"]
+    against = {}
+    for name, other in found.items():
+        if name == "sdzero":
+            continue
+        shared = [q for q in own if q in other["per_question"]]
+        difference = paired_difference(
+            [_mean(own[q]) for q in shared], [_mean(other["per_question"][q]) for q in shared]
+        )
+        against[name] = {
+            "difference": difference.difference,
+            "interval": list(difference.interval),
+            "p": difference.p,
+        }
+    return against
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, each with its 95% interval over seeds (None for one seed)."""
+    names = [name for name in NAMES if all(name in one["evaluations"] for one in results)]
+
+    def spread(values: Sequence[float]) -> dict[str, Any]:
+        interval = interval_over_seeds(values)
+        return {"mean": _mean(values), "interval": None if interval is None else list(interval)}
+
+    evaluations = {
+        name: {
+            key: spread([one["evaluations"][name][key] for one in results])
+            for key in ("avg", "pass_at_k", "mean_tokens")
+        }
+        for name in names
+    }
+    revision = {
+        name: {
+            key: spread([one["revision"][name][key] for one in results])
+            for key in ("first", "revised", "correction_rate", "regression_rate")
+        }
+        for name in names
+    }
+    differences = {
+        f"sdzero-{name}": spread(
+            [one["evaluations"]["sdzero"]["avg"] - one["evaluations"][name]["avg"] for one in results]
+        )
+        for name in names
+        if name != "sdzero" and "sdzero" in names
+    }
+    if {"srt", "base"} <= set(names):
+        differences["srt-base"] = spread(
+            [one["evaluations"]["srt"]["avg"] - one["evaluations"]["base"]["avg"] for one in results]
+        )
+    if {"srt", "sdzero"} <= set(names):
+        ratios = [
+            one["evaluations"]["sdzero"]["mean_tokens"] / one["evaluations"]["srt"]["mean_tokens"]
+            for one in results
+        ]
+        differences["length sdzero/srt"] = spread(ratios)
+    first = results[0]
+    return {
+        "schema": SCHEMA,
+        "method": "sdzero",
+        "seeds": [one["seed"] for one in results],
+        "model": first["model"],
+        "task": first["task"],
+        "questions": first["evaluations"]["base"]["questions"],
+        "k": first["evaluations"]["base"]["k"],
+        "evaluations": evaluations,
+        "revision": revision,
+        "differences": differences,
+        "responses": {name: spread([one["responses"][name] for one in results]) for name in names},
+        "seconds": {name: spread([one["seconds"][name] for one in results]) for name in names},
+        "versions": first["versions"],
+        "recipe_sha256": [one["recipe_sha256"] for one in results],
+    }
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The table of one seed."""
+    any_evaluation = next(iter(results["evaluations"].values()))
+    title = (
+        f"{results['task']}, seed {results['seed']}: {any_evaluation['questions']} distinct test questions"
+    )
+    table = Table(title=title, title_justify="left")
+    k = any_evaluation["k"]
+    for column in (
+        "",
+        f"avg@{k}",
+        "s.e.",
+        f"pass@{k}",
+        "tokens",
+        "correction",
+        "regression",
+        "responses",
+        "s",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, label in NAMES.items():
+        if name not in results["evaluations"]:
+            continue
+        score, revision = results["evaluations"][name], results["revision"][name]
+        table.add_row(
+            label,
+            f"{score['avg']:.1%}",
+            f"{score['se']:.1%}",
+            f"{score['pass_at_k']:.1%}",
+            f"{score['mean_tokens']:.1f}",
+            f"{revision['correction_rate']:.1%}" if revision else "",
+            f"{revision['regression_rate']:.1%}" if revision else "",
+            f"{results['responses'].get(name, 0):,}",
+            f"{results['seconds'].get(name, 0):.0f}",
+        )
+    return table
+
+
+def seeds_table(summary: Mapping[str, Any]) -> Table:
+    """The table of several seeds: means, and 95% intervals over seeds."""
+    k = summary["k"]
+    table = Table(
+        title=f"{summary['task']}, seeds {summary['seeds']}: {summary['questions']} distinct test questions,"
+        " mean [95% interval over seeds]",
+        title_justify="left",
+    )
+    for column in ("", f"avg@{k}", f"pass@{k}", "tokens", "correction", "regression", "responses", "s"):
+        table.add_column(column, justify="left" if not column else "right")
+
+    def cell(spread: Mapping[str, Any], form: str) -> str:
+        text = format(spread["mean"], form)
+        if spread["interval"] is None:
+            return text
+        low, high = spread["interval"]
+        return f"{text} [{format(low, form)}, {format(high, form)}]"
+
+    for name, label in NAMES.items():
+        if name not in summary["evaluations"]:
+            continue
+        score, revision = summary["evaluations"][name], summary["revision"][name]
+        table.add_row(
+            label,
+            cell(score["avg"], ".1%"),
+            cell(score["pass_at_k"], ".1%"),
+            cell(score["mean_tokens"], ".1f"),
+            f"{revision['correction_rate']['mean']:.1%}",
+            f"{revision['regression_rate']['mean']:.1%}",
+            f"{summary['responses'][name]['mean']:,.0f}",
+            f"{summary['seconds'][name]['mean']:.0f}",
+        )
+    return table
+
+
+def difference_lines(results: Mapping[str, Any]) -> list[str]:
+    """SD-Zero against each other model, one line each, with its interval."""
+    lines = []
+    for name, own in results["differences"].items():
+        if "p" in own:
+            low, high = own["interval"]
+            lines.append(
+                f"SD-Zero - {NAMES.get(name, name)}: {own['difference']:+.1%}"
+                f" [{low:+.1%}, {high:+.1%}], p = {own['p']:.4f}"
+            )
+        else:
+            form = ".2f" if "/" in name else "+.1%"
+            interval = own["interval"]
+            shown = "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+            lines.append(f"{name}: {own['mean']:{form}}{shown}")
+    return lines

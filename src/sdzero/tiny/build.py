@@ -1,0 +1,180 @@
+"""Make the embedded base model from nothing: tokenizer, corpus, pre-training.
+
+    python -m sdzero.tiny.build OUTPUT_FOLDER
+
+rebuilds the shipped folder (about 20 minutes on two cores). The steps are the ordinary ones: a
+byte-level BPE tokenizer is trained on a sample of the corpus, a small Llama model with random
+weights is trained on the corpus with AdamW, and both are saved as transformers saves them.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sdzero.tiny.corpus import Document, documents
+
+IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+VOCABULARY_SIZE = 384
+TOKENIZER_SAMPLE = 4_000
+TOKENIZER_SEED = 1
+LOG_EVERY = 100
+BATCHES_SORTED = 16
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the byte-level BPE tokenizer: any text can be encoded, digits stand alone."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[PAD, IM_START, IM_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sample = itertools.islice(documents(TOKENIZER_SEED), TOKENIZER_SAMPLE)
+    pieces = (
+        piece
+        for document in sample
+        for piece in ("user\n", document.problem.text, "assistant\n", *document.pieces)
+    )
+    tokenizer.train_from_iterator(pieces, trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=IM_END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[int]:
+    """Token ids of a document, piece by piece, as the roles build their sequences."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": document.problem.text}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    ids = list(prompt)
+    for piece in document.pieces:
+        ids += tokenizer.encode(piece, add_special_tokens=False)
+    return [*ids, tokenizer.eos_token_id]
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> Iterator[list[list[int]]]:
+    """An endless stream of batches of documents of similar length, so that little is padded."""
+    stream, rng = documents(seed), random.Random(seed)
+    while True:
+        rows = [encode_document(tokenizer, d) for d in itertools.islice(stream, batch_size * BATCHES_SORTED)]
+        rows.sort(key=len)
+        starts = list(range(0, len(rows), batch_size))
+        rng.shuffle(starts)
+        yield from (rows[start : start + batch_size] for start in starts)
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, hidden: int, layers: int) -> LlamaForCausalLM:
+    """A small Llama with random weights."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    corpus_seed: int,
+) -> None:
+    """Train on the corpus by next-token prediction, every token of a document counting once."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
+    )
+    stream = batches(tokenizer, corpus_seed, batch_size)
+    model.train()
+    started, seen = time.monotonic(), 0
+    for step in range(steps):
+        rows = next(stream)
+        longest = max(map(len, rows))
+        ids_BT = torch.full((batch_size, longest), tokenizer.pad_token_id)
+        for row, ids in enumerate(rows):
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+        keep_BT = torch.arange(longest)[None] < torch.tensor([len(ids) for ids in rows])[:, None]
+        warmed = min(1.0, (step + 1) / 100)
+        rate = learning_rate * warmed * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        labels_BT = ids_BT.masked_fill(~keep_BT, -100)
+        loss = model(input_ids=ids_BT, labels=labels_BT).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        seen += int(keep_BT.sum())
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            speed = seen / (time.monotonic() - started)
+            print(f"step {step + 1}/{steps}  loss {loss.item():.4f}  {speed:,.0f} tokens/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    tokenizer = train_tokenizer()
+    model = make_model(tokenizer, arguments.seed, arguments.hidden, arguments.layers)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    pretrain(
+        model, tokenizer, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed + 100
+    )
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What a verifier is, and how one is found by its name."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sdzero.errors import UserError
+from sdzero.questions.question import Question
+from sdzero.verify.verdict import Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A response whose outcome is known beforehand; a verifier that grades it otherwise is broken."""
+
+    question: Question
+    response: str
+    outcome: Outcome
+
+
+class Verifier(Protocol):
+    """Grades one response at a time, in a worker process (see `sdzero.verify.pool`).
+
+    `grade` may take as long and fail as badly as it likes: the pool ends it at the time-out, and an
+    exception becomes the verdict `error`, which is left out of training. `canaries` are graded before
+    a run starts; there should be one that is right, one that is wrong and one without an answer.
+    """
+
+    name: str
+
+    def grade(self, question: Question, response: str) -> Verdict:
+        """Grade a response (text, without the end-of-turn token)."""
+        ...
+
+    def canaries(self) -> list[Canary]:
+        """Responses with known outcomes."""
+        ...
+
+
+class FunctionVerifier:
+    """A plain function `(question, response) -> bool | 0 | 1 | Verdict` as a verifier; no canaries."""
+
+    def __init__(self, name: str, function: Callable[[Question, str], Any]) -> None:
+        self.name = name
+        self._function = function
+
+    def grade(self, question: Question, response: str) -> Verdict:
+        """Call the function. Raises TypeError for a result that is neither a Verdict nor 0 or 1."""
+        result = self._function(question, response)
+        if isinstance(result, Verdict):
+            return result
+        if result == 1:
+            return Verdict(Outcome.CORRECT)
+        if result == 0:
+            return Verdict(Outcome.WRONG)
+        raise TypeError(f"the verifier `{self.name}` returned {result!r}; it must return a Verdict, 0 or 1")
+
+    def canaries(self) -> list[Canary]:
+        """None: only the function's author knows what is right."""
+        return []
+
+
+def make_verifier(name: str) -> Verifier:
+    """The verifier of a name: `math`, `puzzle`, or `package.module:factory`.
+
+    The factory is called without arguments and returns a Verifier; a plain function of
+    (question, response) stands for a verifier without canaries. Raises UserError for a name that
+    leads to neither.
+    """
+    if name == "math":
+        from sdzero.verify.math import MathVerifier
+
+        return MathVerifier()
+    if name == "puzzle":
+        from sdzero.verify.puzzle import PuzzleVerifier
+
+        return PuzzleVerifier()
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        nearest = difflib.get_close_matches(name, ["math", "puzzle"], n=1)
+        raise UserError(
+            f"there is no verifier `{name}`",
+            where="verifier.name",
+            todo=f"did you mean `{nearest[0]}`?"
+            if nearest
+            else "use math, puzzle, or package.module:factory",
+        )
+    return _from_factory(name, _find(name, module_name, attribute))
+
+
+def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
+    try:
+        module = importlib.import_module(module_name)
+    # Importing runs the user's code, which may raise anything.
+    except Exception as fault:
+        raise UserError(
+            f"the module of the verifier `{name}` cannot be imported: {type(fault).__name__}: {fault}",
+            where="verifier.name",
+            todo="give a module that Python can import from the folder where the command is run",
+        ) from fault
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        nearest = difflib.get_close_matches(attribute, dir(module), n=1)
+        raise UserError(
+            f"`{module_name}` has no function or class `{attribute}`",
+            where="verifier.name",
+            todo=f"did you mean `{module_name}:{nearest[0]}`?"
+            if nearest
+            else "check the name after the colon",
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _from_factory(name: str, found: Callable[..., Any]) -> Verifier:
+    signature = inspect.signature(found)
+    if not _takes(signature, 0):
+        if inspect.isclass(found) or not _takes(signature, 2):
+            raise UserError(
+                f"`{name}` takes {signature}",
+                where="verifier.name",
+                todo="it must take no arguments and return a verifier, or take (question, response)",
+            )
+        return FunctionVerifier(name, found)
+    try:
+        verifier = found()
+    except Exception as fault:
+        raise UserError(
+            f"the verifier `{name}` cannot be made: {type(fault).__name__}: {fault}",
+            where="verifier.name",
+            todo=f"mend `{found.__qualname__}`; it is called without arguments",
+        ) from fault
+    missing = [part for part in ("name", "grade", "canaries") if not hasattr(verifier, part)]
+    if missing:
+        raise UserError(
+            f"what `{name}` returns is no verifier: it lacks {', '.join(f'`{part}`' for part in missing)}",
+            where="verifier.name",
+            todo="see sdzero.verify.verifier.Verifier",
+        )
+    return verifier  # type: ignore[no-any-return]
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
