@@ -297,9 +297,11 @@ class Stages:
         stored = f"evaluate/{name}.json"
         if self.run.path(stored).exists():
             return dict(self.run.read_json(stored))
-        self.report(f"evaluate {name}: {len(self.sets.test)} questions, k={self.recipe.evaluate.k}")
+        on = self.recipe.evaluate.on
+        questions = getattr(self.sets, on)
+        self.report(f"evaluate {name}: {len(questions)} {on} questions, k={self.recipe.evaluate.k}")
         found = evaluate(
-            self.sets.test,
+            questions,
             self.sampler(self.load(model_path)),
             self.recipe.evaluate,
             seed=self.recipe.seed,

@@ -228,8 +228,12 @@ class RftSettings(OptimizerSettings):
 
 
 class EvaluateSettings(SamplingSettings):
-    """avg@k and pass@k on the test set, and generate-then-revise once per question."""
+    """avg@k and pass@k, and generate-then-revise once per question.
 
+    `on` is the set that is scored: choices are made on `tuning`, once, before `test` is read.
+    """
+
+    on: Literal["test", "tuning"] = "test"
     k: int = Field(default=4, ge=1)
 
 

@@ -123,7 +123,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: a + b * c - d,
         lambda a, b, c, d: _chain((b, "*", c), (a, "+", None), (None, "-", d)),
         lambda a, b, c, d: _chain((a, "+", b), (None, "*", c), (None, "-", d)),
-        0.05,
+        0.02,
     ),
     # The bracket is ignored.
     "a-(b-c)+d": Kind(
@@ -133,7 +133,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: a - (b - c) + d,
         lambda a, b, c, d: _chain((b, "-", c), (a, "-", None), (None, "+", d)),
         lambda a, b, c, d: _chain((a, "-", b), (None, "-", c), (None, "+", d)),
-        0.10,
+        0.03,
     ),
     # Addition before subtraction, as if a - (b + c).
     "a-b+c-d": Kind(
@@ -143,7 +143,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: a - b + c - d,
         lambda a, b, c, d: _chain((a, "-", b), (None, "+", c), (None, "-", d)),
         lambda a, b, c, d: _chain((b, "+", c), (a, "-", None), (None, "-", d)),
-        0.15,
+        0.05,
     ),
     # Distribution over the first term only.
     "a*(b+c)-d": Kind(
@@ -153,7 +153,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: a * (b + c) - d,
         lambda a, b, c, d: _chain((b, "+", c), (a, "*", None), (None, "-", d)),
         lambda a, b, c, d: _chain((a, "*", b), (None, "+", c), (None, "-", d)),
-        0.04,
+        0.02,
     ),
     "subtract with borrow": Kind(
         "{}-{}",
@@ -162,7 +162,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b: a - b,
         _subtract_right,
         _subtract_wrong,
-        0.08,
+        0.03,
     ),
     "add with carry": Kind(
         "{}+{}",
@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b: a + b,
         _add_right,
         _add_wrong,
-        0.12,
+        0.04,
     ),
     "(a+b)*c-d": Kind(
         "({}+{})*{}-{}",
