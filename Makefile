@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test slow check format tiny bench clean
+.PHONY: help env demo test slow check format tiny bench figures clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,8 +52,11 @@ format: $(READY) ## format and mend what ruff can mend
 tiny: $(READY) ## train the embedded model again (about 20 minutes on two cores)
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
 
-bench: $(READY) ## run every benchmark
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(READY) ## time sampling against model.generate, side by side
+	$(BIN)/python benchmarks/rollout_speed.py
+
+figures: $(READY) ## measure every figure of the documents again (about 40 minutes), and fill them in
+	$(BIN)/python benchmarks/demo_figures.py --output runs/figures --seeds 3 --write
 
 clean: ## remove the environment, caches and coverage (runs stay)
 	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

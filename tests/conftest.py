@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +35,14 @@ def nothing_goes_out() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture(scope="session")
+def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the micro recipe, made by the command; tests only read it."""
+    from support import micro_recipe, sdzero
+
+    folder = tmp_path_factory.mktemp("micro")
+    done = sdzero("run", micro_recipe(folder), "-o", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"

@@ -19,7 +19,7 @@ _PUBLIC = {
     "SRTTrainer": "sdzero.method.srt",
     "SRTConfig": "sdzero.method.srt",
     "SelfDistillationTrainer": "sdzero.method.distill",
-    "SelfDistillationConfig": "sdzero.method.distill",
+    "SelfDistillationConfig": "sdzero.method.distill_config",
     "evaluate": "sdzero.evaluate.score",
 }
 

@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+# Without a terminal rich assumes 80 columns, and would shorten the words of the table.
+console = Console() if sys.stdout.isatty() else Console(width=120)
 SECONDS_BETWEEN_LINES = 5.0
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
@@ -60,6 +61,16 @@ def report(text: str) -> None:
     console.print(escape(text), highlight=False)
 
 
+def advice(error: Exception) -> str:
+    """What to do about an error that nobody foresaw."""
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return (
+            "lower rollout.batch_size while sampling, or micro_batch_size and distill.chunk_tokens while"
+            " training, and start in a new folder; finished batches of this one are kept"
+        )
+    return "run again with --debug for the traceback; what was finished is kept"
+
+
 def guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command; a user's error is printed without a traceback and ends with status 1."""
     try:
@@ -68,6 +79,16 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         if debug:
             raise
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except Exception as error:  # the last resort: the user gets a sentence, --debug the traceback
+        if debug:
+            raise
+        name = type(error).__name__
+        Console(stderr=True).print(
+            f"[red]error:[/red] {escape(f'{name}: {error}')}\n  to do: {escape(advice(error))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: run the same command again to go on from here")
@@ -213,7 +234,7 @@ def evaluate(
         if model is None:
             print_results(on_stages(settings, folder, lambda stages: stages.evaluate_all()), folder)
             return
-        found = on_stages(settings, folder, lambda stages: stages.evaluate(name, model))
+        found = on_stages(settings, folder, lambda stages: stages.evaluate_folder(name, model))
         score = found["evaluation"]
         report(
             f"{name}: avg@{score['k']} {score['avg']:.1%} (s.e. {score['se']:.1%}), pass@{score['k']}"

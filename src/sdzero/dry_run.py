@@ -50,6 +50,11 @@ class EndingEngine:
         """That of the engine inside."""
         return self._engine.weight_version
 
+    @property
+    def max_context(self) -> int | None:
+        """That of the engine inside."""
+        return self._engine.max_context
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample, and end what did not end."""
         return [
@@ -134,6 +139,9 @@ def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
                     "source": "jsonl",
                     "path": str(folder / "rows.jsonl"),
                     "fields": fields,
+                    "subset": None,
+                    "tasks": [],
+                    "task_arguments": {},
                     "n1": QUESTIONS,
                     "n2": QUESTIONS,
                     "tuning": 0,
@@ -156,6 +164,7 @@ def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
                 evaluate_every=None,
                 early_stop_patience=None,
                 teacher=None,
+                rehearsal_traces=None,
                 rehearsal_batch_size=QUESTIONS,
             ),
             "rft": one_step(recipe.rft),
@@ -174,6 +183,8 @@ def dry_run(
 ) -> dict[str, Any]:
     """Take one step of each stage; raises what the real run would raise. Returns the results."""
     if folder.exists():
+        if not folder.is_dir():
+            raise UserError("this is a file, not a folder", str(folder), "choose another --output")
         if not (folder / "DRY_RUN").is_file() and any(folder.iterdir()):
             raise UserError(
                 "the folder is not empty and not from a dry run", str(folder), "choose another one"

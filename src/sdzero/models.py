@@ -3,8 +3,10 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +23,9 @@ from sdzero.recipe import ModelSettings
 # Loading and saving take moments; their bars and notes would drown the run's own lines.
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+UNREADABLE = (OSError, ValueError, SafetensorError)
+"""What transformers raises for files that are missing or damaged."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -64,7 +69,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     where = resolve_path(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (*UNREADABLE, KeyError, TypeError) as error:
         raise UserError(
             f"the tokenizer cannot be loaded: {_first_line(error)}", where, _todo(where)
         ) from error
@@ -73,18 +78,37 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_model(path: str, settings: ModelSettings) -> PreTrainedModel:
     """Load a causal language model with the recipe's dtype, attention and device."""
-    where = resolve_path(path)
+    model = read_model(resolve_path(path), DTYPES[settings.dtype], settings.attention)
+    model.to(pick_device(settings.device))  # type: ignore[arg-type]
+    return model
+
+
+def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """Load a causal language model from a folder or hub id.
+
+    Raises UserError if it cannot be read, and if a weight is missing or of another shape than the
+    configuration says: transformers would start it from random numbers.
+    """
     try:
         AutoConfig.from_pretrained(where, trust_remote_code=False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=DTYPES[settings.dtype],
-            attn_implementation=settings.attention,
+            dtype=dtype,
+            attn_implementation=attention,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (*UNREADABLE, ImportError, RuntimeError) as error:
         raise UserError(f"the model cannot be loaded: {_first_line(error)}", where, _todo(where)) from error
-    model.to(pick_device(settings.device))  # type: ignore[arg-type]
+    model: PreTrainedModel
+    model, loaded = found
+    absent = sorted([*loaded["missing_keys"], *(str(key[0]) for key in loaded["mismatched_keys"])])
+    if absent:
+        raise UserError(
+            f"{len(absent)} of the model's weights are missing or of another shape, such as {absent[0]}",
+            where,
+            "use weights and config.json that belong together",
+        )
     return model
 
 

@@ -4,6 +4,7 @@ collect -> srt (once a round) -> distill -> rft (the control) -> evaluate. Each 
 the stage before from the run folder and leaves its own; a stage that is done is not done again.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,21 +19,23 @@ from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
 from sdzero.ledger import Ledger
 from sdzero.method.collect import collect
-from sdzero.method.distill import SelfDistillationConfig, SelfDistillationTrainer
+from sdzero.method.distill import SelfDistillationTrainer
+from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import Draw, Grade, GradedSampler
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.srt import srt_rows, train_weighted
-from sdzero.method.teacher import Teacher
+from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.trace import RevisionTrace
-from sdzero.method.training import last_complete_checkpoint, training_arguments
+from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import DTYPES, load_model, load_tokenizer, pick_device, resolve_path, save_model
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
 from sdzero.recipe import Recipe
-from sdzero.results import run_results
+from sdzero.results import NAMES, run_results
 from sdzero.rollout.engine import RolloutEngine, Sampling, seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
+from sdzero.step_log import StepLog
 from sdzero.verify.pool import VerifierPool
 
 Report = Callable[[str], None]
@@ -77,10 +80,19 @@ class Stages:
                 f"this stage needs what `{stage}` makes", str(folder), f"run `sdzero {stage}` first"
             )
 
-    def _train_log(self, stage: str) -> Callable[[dict[str, Any]], None]:
+    def _check_round(self, round_: int) -> None:
+        rounds = self.recipe.collect.rounds
+        if not 1 <= round_ <= rounds:
+            raise UserError(
+                f"there is no round {round_}: the recipe has {rounds}", "collect.rounds", "pass --round 1"
+            )
+
+    def _train_log(self, stage: str, part: int = 0) -> Callable[[dict[str, Any]], None]:
+        step_log = StepLog(self.run, f"{stage}/log.jsonl", part)
+
         def log(values: dict[str, Any]) -> None:
             step, last = int(values.get("step", 0)), int(values.get("max_steps", 0))
-            self.run.append_jsonl(f"{stage}/log.jsonl", values)
+            step_log.append(values)
             if last:
                 self.progress(f"{stage}/steps", step, last)
 
@@ -90,6 +102,7 @@ class Stages:
 
     def collect(self, round_: int) -> None:
         """Phase 1a: traces of one round, from the base model or the SRT model of the round before."""
+        self._check_round(round_)
         name = f"collect/round-{round_}"
         if self.recipe.srt.checkpoint or self.run.is_done(name):
             return
@@ -104,7 +117,6 @@ class Stages:
             questions, sampler, self.recipe.collect, seed=self.recipe.seed, folder=name, round_=round_
         )
         self.run.write_jsonl(f"{name}/traces.jsonl", [trace.to_json() for trace in collection.traces])
-        self.run.write_json(f"{name}/statistics.json", collection.statistics)
         self.run.mark_done(name, collection.statistics)
         shown = collection.statistics
         self.report(
@@ -124,6 +136,7 @@ class Stages:
 
     def srt(self, round_: int) -> None:
         """Phase 1b: from the base model on all traces so far."""
+        self._check_round(round_)
         name = f"srt/round-{round_}"
         if self.recipe.srt.checkpoint or self.run.is_done(name):
             return
@@ -147,7 +160,7 @@ class Stages:
                 output_dir=self.run.path(f"{name}/checkpoints-{number}"),
                 seed=self.recipe.seed,
                 gradient_checkpointing=self.recipe.model.gradient_checkpointing,
-                log=self._train_log(name),
+                log=self._train_log(name, number),
                 ledger=self.ledger,
                 stage=name.split("/")[0],
                 key=f"{name}/{number}",
@@ -181,14 +194,23 @@ class Stages:
         if settings.rehearsal_weight:
             rehearsal = [
                 self.roles.revision_sequence(t.prompt_ids, t.initial_ids, t.reward, t.revised_ids)
-                for t in self.traces()
+                for t in self._rehearsal_traces()
             ]
         checkpoints = self.run.path("distill/checkpoints")
         sampler = self.sampler(model)
+        sampler.check_fits(
+            ((q, self.roles.generator_prompt(q)) for q in self.sets.n2), settings.max_new_tokens
+        )
         trainer = SelfDistillationTrainer(
             model,
             teacher,
-            self._distill_config(checkpoints),
+            distill_config(
+                settings,
+                checkpoints,
+                seed=seed,
+                gradient_checkpointing=self.recipe.model.gradient_checkpointing,
+                use_cpu=device.type == "cpu",
+            ),
             self.sets.n2,
             sampler,
             self.tokenizer,
@@ -205,44 +227,20 @@ class Stages:
         )
         self._drop_checkpoints("distill")
 
-    def _distill_config(self, checkpoints: Path) -> SelfDistillationConfig:
-        settings = self.recipe.distill
-        common = training_arguments(
-            settings,
-            checkpoints,
-            epochs=settings.epochs,
-            checkpoint_every=settings.checkpoint_every,
-            seed=self.recipe.seed,
-            gradient_checkpointing=self.recipe.model.gradient_checkpointing,
-            use_cpu=pick_device(self.recipe.model.device).type == "cpu",
-        )
-        if settings.evaluate_every:
-            common |= {
-                "eval_strategy": "steps",
-                "eval_steps": settings.evaluate_every,
-                "save_steps": settings.evaluate_every,
-                "metric_for_best_model": "avg",
-                "greater_is_better": True,
-                "load_best_model_at_end": True,
-            }
-        own = {
-            name: getattr(settings, name)
-            for name in [
-                "temperature",
-                "top_p",
-                "max_new_tokens",
-                "divergence",
-                "chunk_tokens",
-                "normalize",
-                "sync",
-                "rehearsal_weight",
-                "rehearsal_batch_size",
-                "phrase_for_reward",
-                "max_context",
-                "overlong",
-            ]
-        }
-        return SelfDistillationConfig(**common, **own, sync_every=settings.sync_every or 0)
+    def _rehearsal_traces(self) -> list[RevisionTrace]:
+        """The traces to rehearse: of the file that the recipe names, or the run's own."""
+        named = self.recipe.distill.rehearsal_traces
+        if named is None:
+            return self.traces()
+        file = Path(named)
+        if not file.is_file():
+            raise UserError(
+                "there is no file of traces here",
+                named,
+                "set distill.rehearsal_traces to a run's traces.jsonl, or distill.rehearsal_weight=0",
+            )
+        rows = RunDir.unlocked(file.parent).read_jsonl(file.name)
+        return [RevisionTrace.from_json(row) for row in rows]
 
     def _tuning_score(self, sampler: GradedSampler, seed: int) -> Callable[[int], dict[str, float]]:
         def score(step: int) -> dict[str, float]:
@@ -310,6 +308,23 @@ class Stages:
         self.run.write_json(stored, found)
         return found
 
+    def evaluate_folder(self, name: str, model_path: str) -> dict[str, Any]:
+        """Score a model folder of the user's under a name of its own."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in NAMES:
+            raise UserError(
+                f"scores cannot be stored under the name `{name}`",
+                "--name",
+                f"use letters, digits, `.`, `_` and `-`, and none of {', '.join(NAMES)}",
+            )
+        own, known = fingerprint(self.load(model_path)), f"evaluate/{name}/model.json"
+        if not self.run.path(known).exists():
+            self.run.write_json(known, {"model": model_path, "fingerprint": own})
+        elif self.run.read_json(known)["fingerprint"] != own:
+            raise UserError(
+                f"the name `{name}` holds scores of another model", str(self.run.path(known)), "pass --name"
+            )
+        return self.evaluate(name, model_path)
+
     def models(self) -> dict[str, str]:
         """The models that evaluation compares, by name, as far as they exist."""
         found = {"base": self.recipe.model.path, "srt": self.srt_folder()}
@@ -320,8 +335,8 @@ class Stages:
 
     def evaluate_all(self) -> dict[str, Any]:
         """Score every model of the run and write `results.json`."""
+        self._needs(self.srt_folder(), "srt")
         for name, path in self.models().items():
-            self._needs(path, "srt") if name == "srt" else None
             self.evaluate(name, path)
         return self.write_results()
 
@@ -355,7 +370,7 @@ def default_engine(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Engine
             model,
             end_token_ids=[roles.end_token_id],
             pad_token_id=int(pad),
-            batch_size=recipe.collect.batch_size,
+            batch_size=recipe.rollout.batch_size,
         )
 
     return make
@@ -402,4 +417,5 @@ def open_run(
                 make_engine=wrap_engine(make_engine) if wrap_engine else make_engine,
             )
     finally:
+        torch.set_flush_denormal(False)
         run.close()

@@ -56,7 +56,8 @@ class DataSettings(Settings):
     `path` is a JSONL file (source `jsonl`), or a local folder or hub id (source `huggingface`).
     `tasks` are reasoning-gym task names; `pool` is how many questions are drawn from a generator.
     The sets are cut from one ranking of the distinct questions by hash of (`split_seed`, text): first
-    test, then tuning, n1, n2.
+    test, then tuning, n1, n2. `faulty: drop` leaves out (and counts) rows without an answer and questions
+    that stand there with two answers; `error` refuses them.
     """
 
     source: Literal["arithmetic", "jsonl", "huggingface", "reasoning_gym"] = "arithmetic"
@@ -67,6 +68,7 @@ class DataSettings(Settings):
     tasks: list[str] = Field(default_factory=list)
     task_arguments: dict[str, dict[str, Any]] = Field(default_factory=dict)
     pool: int = Field(default=20_000, ge=1)
+    faulty: Literal["error", "drop"] = "error"
     split_seed: int = 0
     n1: int = Field(ge=1)
     n2: int = Field(ge=1)
@@ -140,6 +142,12 @@ class SamplingSettings(Settings):
     batch_size: int = Field(default=256, ge=1)
 
 
+class RolloutSettings(Settings):
+    """The engine that samples. `batch_size` is how many responses it holds in memory at one time."""
+
+    batch_size: int = Field(default=512, ge=1)
+
+
 class CollectSettings(SamplingSettings):
     """Phase 1a. Up to `initial_per_question` initial responses until `target_initial` are sampled,
     `revisions_per_initial` revisions of each; at most `target_traces` verified traces are kept (and
@@ -182,7 +190,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     """Phase 2: on-policy self-distillation (paper, equation 5). `batch_size` counts questions a step.
 
     `sync` makes the teacher the student again after each epoch or every `sync_every` steps.
-    `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence.
+    `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence; the
+    traces are the run's own, or those of another run's file `rehearsal_traces`.
     `teacher` is a model folder to be the Reviser in place of the SRT model.
     `phrase_for_reward` is for ablations: `held` gives the Reviser the phrase of r = 1 whatever the
     reward, `flipped` the other one.
@@ -197,6 +206,7 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     sync_every: int | None = Field(default=None, ge=1)
     rehearsal_weight: float = Field(default=0.0, ge=0)
     rehearsal_batch_size: int = Field(default=16, ge=1)
+    rehearsal_traces: str | None = None
     phrase_for_reward: Literal["true", "held", "flipped"] = "true"
     max_context: int | None = Field(default=None, ge=1)
     overlong: Literal["drop", "error"] = "drop"
@@ -247,6 +257,7 @@ class Recipe(Settings):
     phrases: PhraseSettings = PhraseSettings()
     data: DataSettings
     verifier: VerifierSettings = VerifierSettings()
+    rollout: RolloutSettings = RolloutSettings()
     collect: CollectSettings
     srt: SrtSettings
     distill: DistillSettings
@@ -254,7 +265,15 @@ class Recipe(Settings):
     evaluate: EvaluateSettings
 
     @model_validator(mode="after")
-    def _tuning_set_is_there(self) -> Self:
+    def _stages_fit_together(self) -> Self:
         if self.distill.evaluate_every is not None and not self.data.tuning:
             raise ValueError("distill.evaluate_every scores the tuning set: set data.tuning above 0")
+        if self.evaluate.on == "tuning" and not self.data.tuning:
+            raise ValueError("evaluate.on=tuning scores the tuning set: set data.tuning above 0")
+        own_traces = self.distill.rehearsal_weight and self.distill.rehearsal_traces is None
+        if self.srt.checkpoint is not None and own_traces:
+            raise ValueError(
+                "srt.checkpoint takes the place of collection, whose traces distill.rehearsal_weight needs:"
+                " set distill.rehearsal_traces, or distill.rehearsal_weight to 0"
+            )
         return self

@@ -138,3 +138,20 @@ def test_two_questions_with_one_id_name_both_lines(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two questions have the id 'same'") as caught:
         load_questions(_jsonl(tmp_path, *rows, id="name"))
     assert ":1 and " in str(caught.value.where)
+
+
+def test_faulty_rows_are_left_out_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "q.jsonl"
+    rows = [
+        {"question": "a", "answer": "1"},
+        {"question": "b", "answer": ""},
+        {"question": "c", "answer": "1"},
+        {"question": "c", "answer": "2"},
+        {"question": "d", "answer": None},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(source="jsonl", path=str(file), n1=1, n2=1, test=1, faulty="drop")
+    with caplog.at_level("WARNING"):
+        assert [question.text for question in load_questions(settings)] == ["a"]
+    assert "2 rows without an answer" in caplog.text
+    assert "1 questions with two answers" in caplog.text

@@ -107,6 +107,12 @@ def _generate_then_revise(
         draws, sampling, folder=f"{folder}/revised", stage=stage, batch_size=settings.batch_size
     )
     pairs = [(a, b) for a, b in zip(firsts, revised, strict=True) if b.verdict.counts]
+    if not pairs:
+        raise UserError(
+            "not one revision could be graded: the verifier failed on all of them",
+            revised[0].verdict.detail if revised else None,
+            "run the verifier by hand on one response",
+        )
     wrong = [b.reward for a, b in pairs if not a.reward]
     right = [b.reward for a, b in pairs if a.reward]
     return {

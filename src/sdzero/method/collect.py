@@ -93,8 +93,11 @@ def strip_opening(
         return None
     rest = text[len(opening) :].lstrip()
     for cut in range(1, len(ids)):
-        if sampler.roles.decode(ids[cut:]) == rest:
+        tail = sampler.roles.decode(ids[cut:])
+        if tail == rest:
             return tuple(ids[cut:])
+        if len(tail) < len(rest):
+            return None
     return None
 
 
@@ -109,7 +112,8 @@ def collect(
 ) -> Collection:
     """Collect `D_revision` on `questions` with the sampler's model in both roles.
 
-    Batches are kept under `folder` of the run as they finish. Raises UserError if no trace is left,
+    Batches are kept under `folder` of the run as they finish, and `statistics.json` at the end, traces or
+    not. Raises UserError if no trace is left,
     saying whether the model got everything wrong or its revisions never helped.
     """
     sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.top_p)
@@ -162,9 +166,14 @@ def collect(
         kept = random.Random(seed_of(seed, "keep", round_)).sample(traces, settings.target_traces)
     statistics = _statistics(initials, pairs, revisions)
     statistics |= {"overlong": overlong, "stripped": stripped, "verified": len(traces), "kept": len(kept)}
+    where = f"{folder}/statistics.json"
+    sampler.run.write_json(where, statistics)
     if not kept:
         raise UserError(
-            _why_empty(statistics), folder, "see " + f"{folder}/statistics.json and docs/troubleshooting.md"
+            _why_empty(statistics),
+            str(sampler.run.path(where)),
+            "read responses in the batches beside it; a stronger model, easier questions or a higher"
+            " collect.temperature give traces. Start again in a new folder",
         )
     return Collection(kept, statistics)
 

@@ -9,26 +9,27 @@ The trainer is a `transformers.Trainer`; only what happens in a step is ours. Th
 made for all its micro-batches at once, so the result does not depend on how the batch is cut.
 """
 
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
+    TrainerState,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from sdzero.errors import UserError
+from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
 from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
@@ -40,35 +41,16 @@ from sdzero.method.training import (
     COMPLETE_MARKER,
     DeterministicCheckpoints,
     PlainLog,
+    StopWithoutProgress,
+    evaluations_without_progress,
 )
 from sdzero.questions.question import Question
 from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 
 STAGE = "distill"
-
-
-@dataclass
-class SelfDistillationConfig(TrainingArguments):
-    """`TrainingArguments` and the settings of phase 2.
-
-    `per_device_train_batch_size` x `gradient_accumulation_steps` is the number of questions a step.
-    The divergence's temperature is 1 whatever the sampling temperature (design, contract 7).
-    """
-
-    temperature: float = field(default=0.7, metadata={"help": "sampling temperature of the rollouts"})
-    top_p: float = field(default=1.0, metadata={"help": "nucleus of the rollouts"})
-    max_new_tokens: int = field(default=256, metadata={"help": "longest response"})
-    divergence: str = field(default="reverse", metadata={"help": "reverse, forward, mixed or jsd"})
-    chunk_tokens: int = field(default=1024, metadata={"help": "tokens whose logits exist at one time"})
-    normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
-    sync: str = field(default="never", metadata={"help": "never, epoch or steps"})
-    sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})
-    rehearsal_weight: float = field(default=0.0, metadata={"help": "weight of the revision loss"})
-    rehearsal_batch_size: int = field(default=16, metadata={"help": "traces rehearsed a step"})
-    phrase_for_reward: str = field(default="true", metadata={"help": "true, held or flipped (ablations)"})
-    max_context: int | None = field(default=None, metadata={"help": "longest Reviser context in tokens"})
-    overlong: str = field(default="drop", metadata={"help": "drop or error"})
+COUNTED = "counted.json"
+"""In a checkpoint: how many rollouts were left out so far, and why."""
 
 
 class _Indices(torch.utils.data.Dataset[dict[str, int]]):
@@ -150,13 +132,14 @@ class SelfDistillationTrainer(Trainer):
         self.sampler = sampler
         self.rehearsal = list(rehearsal)
         self.tuning_score = tuning_score
+        self._patience = early_stop_patience
         self._step: dict[str, Any] = {}
         self._finished_metrics: dict[str, Any] = {}
         self.counted = {"overlong": 0, "verifier_errors": 0}
         indices = _Indices(len(questions))
         callbacks: list[TrainerCallback] = [DeterministicCheckpoints(checkpoint_every), PlainLog(report)]
         if early_stop_patience is not None:
-            callbacks.append(EarlyStoppingCallback(early_stop_patience))
+            callbacks.append(StopWithoutProgress(early_stop_patience))
         super().__init__(
             model=model,
             args=args,
@@ -306,8 +289,8 @@ class SelfDistillationTrainer(Trainer):
             "reward": sum(one.reward for one in counted) / max(len(counted), 1),
             "tokens": sum(one.sampled_tokens for one in graded) / max(len(graded), 1),
             "truncated": sum(one.truncated for one in graded),
-            "student_tokens": sum(len(p.student_ids) for p, _ in pairs)
-            + sum(len(s.token_ids) for s in rehearsal),
+            "target_tokens": sum(len(p.targets) for p, _ in pairs)
+            + sum(weight > 0 for s in rehearsal for weight in s.weights),
             "teacher_tokens": sum(len(p.teacher_ids) for p, _ in pairs),
             "rollout_seconds": rollout_seconds,
             "started": time.monotonic(),
@@ -325,7 +308,7 @@ class SelfDistillationTrainer(Trainer):
         self.sampler.ledger.record(
             STAGE,
             f"update-{self.state.global_step:06d}",
-            trained_tokens=step["student_tokens"],
+            trained_tokens=step["target_tokens"],
             teacher_tokens=step["teacher_tokens"],
             seconds=seconds,
         )
@@ -385,6 +368,7 @@ class SelfDistillationTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         self.teacher.save(folder)
+        (folder / COUNTED).write_text(json.dumps(self.counted))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint` is the folder of a complete checkpoint of this trainer."""
@@ -393,4 +377,13 @@ class SelfDistillationTrainer(Trainer):
             if not (folder / COMPLETE_MARKER).is_file():
                 raise UserError("the checkpoint was not finished", str(folder), "resume from an earlier one")
             self.teacher.restore(folder)
+            self.counted = json.loads((folder / COUNTED).read_text())
+            if isinstance(self.sampler.engine, TransformersEngine):
+                self.sampler.engine.note_weights_changed(int(folder.name.rpartition("-")[2]))
+            state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            if self._patience is not None and evaluations_without_progress(state) >= self._patience:
+                # Training had ended here, and was killed before its model was kept.
+                self.state = state
+                self._load_best_model()
+                return None
         return super().train(resume_from_checkpoint, *args, **kwargs)

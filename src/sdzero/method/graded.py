@@ -5,7 +5,7 @@ starts again reads it instead of sampling it again.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class GradedSampler:
         self.engine = engine
         self.roles = roles
         self._grade = grade
-        self._run = run
+        self.run = run
         self.ledger = ledger
         self._progress = progress
 
@@ -125,7 +125,11 @@ class GradedSampler:
         trim: bool = False,
         enough: Callable[[list[Graded]], bool] | None = None,
     ) -> list[Graded]:
-        """Sample and grade all draws, in order; stop early after a batch if `enough` says so."""
+        """Sample and grade all draws, in order; stop early after a batch if `enough` says so.
+
+        Raises UserError, before anything is sampled, if one of the prompts is over-long.
+        """
+        self.check_fits([(draw.question, draw.prompt_ids) for draw in draws], sampling.max_new_tokens)
         results: list[Graded] = []
         for start in range(0, len(draws), batch_size):
             name = f"{folder}/batch-{start // batch_size:05d}.jsonl"
@@ -140,19 +144,20 @@ class GradedSampler:
         self, draws: Sequence[Draw], sampling: Sampling, name: str, stage: str, trim: bool = False
     ) -> list[Graded]:
         """Sample and grade one batch, or read it if it was finished before. `name` is its file."""
-        if self._run.path(name).exists():
-            rows = self._run.read_jsonl(name)
+        if self.run.path(name).exists():
+            rows = self.run.read_jsonl(name)
             if len(rows) != len(draws):
                 raise UserError(
                     f"a stored batch holds {len(rows)} responses, this run asks for {len(draws)}",
-                    str(self._run.path(name)),
+                    str(self.run.path(name)),
                     "the data or the recipe changed under the run: start in a new folder",
                 )
-            where = str(self._run.path(name))
+            where = str(self.run.path(name))
             return [_from_row(draw, row, where) for draw, row in zip(draws, rows, strict=True)]
         started = time.monotonic()
         graded = self._sample_and_grade(draws, sampling, trim)
-        self._run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
+        # Counted before it is kept: a process killed in between samples the batch again, and the count
+        # is replaced. The other way round the batch would stay and its count would be lost.
         self.ledger.record(
             stage,
             name,
@@ -160,7 +165,20 @@ class GradedSampler:
             sampled_tokens=sum(g.sampled_tokens for g in graded),
             seconds=time.monotonic() - started,
         )
+        self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
         return graded
+
+    def check_fits(self, prompts: Iterable[tuple[Question, Sequence[int]]], max_new_tokens: int) -> None:
+        """Raise UserError for a prompt that, with room for the response, is over the model's context."""
+        limit = self.engine.max_context
+        for question, prompt_ids in prompts:
+            if limit is not None and len(prompt_ids) + max_new_tokens > limit:
+                raise UserError(
+                    f"a prompt of {len(prompt_ids)} tokens and a response of up to {max_new_tokens} do not"
+                    f" fit the model's context of {limit} tokens",
+                    f"question {question.id}",
+                    "leave out over-long questions, lower max_new_tokens, or set collect.max_context",
+                )
 
     def regrade(self, graded: Graded, token_ids: Sequence[int]) -> Verdict:
         """Grade other token ids (an edited response) for the same question."""

@@ -248,7 +248,11 @@ class SRTTrainer(SFTTrainer):
 
 
 class _CountInLedger(TrainerCallback):
-    """Counts trained tokens and seconds at each checkpoint, under the step that this process began at."""
+    """Counts trained tokens and seconds since the checkpoint before, at each checkpoint, under its step.
+
+    A resumed run saves at the same steps, so it writes the same keys. Comes before the callback that
+    marks a checkpoint as whole: what is killed in between is trained and counted again.
+    """
 
     def __init__(self, ledger: Ledger, stage: str, key: str) -> None:
         self._ledger, self._stage, self._key = ledger, stage, key
@@ -258,19 +262,21 @@ class _CountInLedger(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        self._first_step, self._started = state.global_step, time.monotonic()
+        self._counted_tokens, self._started = 0, time.monotonic()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record what is kept now; work after the last checkpoint of a killed process is not counted."""
         assert self.trainer is not None
+        now = time.monotonic()
         self._ledger.record(
             self._stage,
-            f"{self._key}/from-step-{self._first_step}",
-            trained_tokens=self.trainer.trained_tokens,
-            seconds=time.monotonic() - self._started,
+            f"{self._key}/to-step-{state.global_step:06d}",
+            trained_tokens=self.trainer.trained_tokens - self._counted_tokens,
+            seconds=now - self._started,
         )
+        self._counted_tokens, self._started = self.trainer.trained_tokens, now
 
 
 def train_weighted(
@@ -311,10 +317,11 @@ def train_weighted(
         gradient_checkpointing=gradient_checkpointing,
         use_cpu=use_cpu,
     )
-    callbacks: list[TrainerCallback] = [DeterministicCheckpoints(checkpoint_every), PlainLog(log)]
+    callbacks: list[TrainerCallback] = [PlainLog(log)]
     counter = _CountInLedger(ledger, stage, key) if ledger is not None else None
     if counter is not None:
         callbacks.append(counter)
+    callbacks.append(DeterministicCheckpoints(checkpoint_every))
     rows = {
         "input_ids": [list(sequence.token_ids) for sequence in sequences],
         "token_weights": [list(sequence.weights) for sequence in sequences],

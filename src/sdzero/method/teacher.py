@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sdzero.errors import UserError
+from sdzero.models import read_model
 
 TEACHER_STATE = "teacher.json"
 TEACHER_WEIGHTS = "teacher.safetensors"
@@ -43,16 +44,14 @@ class Teacher:
     def load(
         cls, folder: str | Path, dtype: torch.dtype, device: torch.device | str, attention: str = "sdpa"
     ) -> "Teacher":
-        """Load the teacher from a checkpoint folder. Raises UserError if there is no model in it."""
+        """Load the teacher from a checkpoint folder. Raises UserError if there is no whole model."""
         if not (Path(folder) / "config.json").is_file():
             raise UserError(
                 "the teacher's checkpoint is not a model folder (it has no config.json)",
                 str(folder),
                 "name a folder that save_pretrained wrote",
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-        )
+        model = read_model(str(folder), dtype, attention)
         model.to(device)  # type: ignore[arg-type]
         return cls(model, str(folder))
 

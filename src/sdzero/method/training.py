@@ -122,6 +122,31 @@ class DeterministicCheckpoints(TrainerCallback):
             marker.write_text(json.dumps({"step": state.global_step, "max_steps": state.max_steps}) + "\n")
 
 
+def evaluations_without_progress(state: TrainerState, score: str = "eval_avg") -> int:
+    """How many evaluations there were since the best one (the first of equals)."""
+    scores = [row[score] for row in state.log_history if score in row]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+class StopWithoutProgress(TrainerCallback):
+    """Ends training after `patience` evaluations in a row that are not above the best.
+
+    It reads the evaluations from the trainer's state, which is saved with each checkpoint, so a resumed
+    run ends where an uninterrupted one does (transformers' own callback counts from nothing again).
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for the end when it is due."""
+        if evaluations_without_progress(state) >= self.patience:
+            control.should_training_stop = True
+        return control
+
+
 class PlainLog(TrainerCallback):
     """Hands each step's numbers, with `step` and `max_steps`, to a function; stops at a broken loss."""
 

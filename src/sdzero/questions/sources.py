@@ -22,25 +22,31 @@ Located = tuple[str, Question]
 """A question and where it stands (file and line, dataset and row), for error messages."""
 
 
+class EmptyAnswerError(UserError):
+    """A row without a reference answer; `data.faulty: drop` leaves it out."""
+
+
 def load_questions(settings: DataSettings) -> list[Question]:
     """All distinct questions of a source, in the source's order.
 
     Texts are compared with runs of whitespace as one space. Duplicates with the same answer are merged
     into the first, and counted in the log. The same text with different answers is a UserError, except
     for reasoning-gym, whose scorers accept every right answer to a puzzle: there the first is kept.
-    Every fault in the data is a UserError that names the file and line, or the dataset and row.
+    Every fault in the data is a UserError that names the file and line, or the dataset and row; with
+    `faulty: drop`, rows without an answer and questions with two answers are left out and counted.
     """
     if settings.source == "arithmetic":
         located = _arithmetic()
     elif settings.source == "jsonl":
-        located = _jsonl(_path(settings), settings.fields)
+        located = _jsonl(settings)
     elif settings.source == "huggingface":
         located = _huggingface(settings)
     else:
         from sdzero.questions.puzzles import puzzle_questions
 
         located = ((f"reasoning-gym, {question.id}", question) for question in puzzle_questions(settings))
-    return _distinct(located, _describe(settings), one_answer=settings.source != "reasoning_gym")
+    one_answer = settings.source != "reasoning_gym"
+    return _distinct(located, _describe(settings), one_answer, drop=settings.faulty == "drop")
 
 
 def _describe(settings: DataSettings) -> str:
@@ -52,19 +58,23 @@ def _path(settings: DataSettings) -> str:
     return settings.path
 
 
-def _distinct(located: Iterable[Located], source: str, one_answer: bool) -> list[Question]:
+def _distinct(located: Iterable[Located], source: str, one_answer: bool, drop: bool) -> list[Question]:
     first: dict[str, Located] = {}
     places: dict[str, str] = {}
+    ambiguous: set[str] = set()
     merged = 0
     for where, question in located:
         text = normalise(question.text)
         if text in first:
             first_where, kept = first[text]
             if one_answer and kept.answer != question.answer:
+                if drop:
+                    ambiguous.add(text)
+                    continue
                 raise UserError(
                     f"the same question has two answers, {kept.answer!r} and {question.answer!r}",
                     where=f"{first_where} and {where}: {text[:120]}",
-                    todo="keep the right one of the two",
+                    todo="keep the right one of the two, or set data.faulty=drop to leave out both",
                 )
             merged += 1
             continue
@@ -80,9 +90,27 @@ def _distinct(located: Iterable[Located], source: str, one_answer: bool) -> list
         raise UserError(
             "there is no question in the data", where=source, todo="check path, split and content"
         )
+    if ambiguous:
+        logger.warning("%s: %d questions with two answers left out", source, len(ambiguous))
     if merged:
         logger.info("%s: %d duplicate questions merged, %d are distinct", source, merged, len(first))
-    return [question for _, question in first.values()]
+    return [question for text, (_, question) in first.items() if text not in ambiguous]
+
+
+def _kept(rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSettings) -> Iterator[Located]:
+    """Questions of (where, default id, row); rows without an answer follow `settings.faulty`."""
+    dropped = 0
+    for where, default_id, row in rows:
+        try:
+            question = question_from_row(row, settings.fields, where, default_id)
+        except EmptyAnswerError:
+            if settings.faulty == "error":
+                raise
+            dropped += 1
+            continue
+        yield where, question
+    if dropped:
+        logger.warning("%s: %d rows without an answer left out", _describe(settings), dropped)
 
 
 def _arithmetic() -> Iterator[Located]:
@@ -93,9 +121,12 @@ def _arithmetic() -> Iterator[Located]:
         yield "built-in arithmetic", question
 
 
-def _jsonl(path: str, fields: FieldMap) -> Iterator[Located]:
+def _jsonl(settings: DataSettings) -> Iterator[Located]:
     """One JSON object a line; blank lines are skipped; the default id is the line number."""
-    file = Path(path).expanduser()
+    return _kept(_json_rows(Path(_path(settings)).expanduser(), settings.fields), settings)
+
+
+def _json_rows(file: Path, fields: FieldMap) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     if not file.is_file():
         raise UserError(
             "there is no such file" if not file.exists() else "this is not a file",
@@ -129,7 +160,7 @@ def _jsonl(path: str, fields: FieldMap) -> Iterator[Located]:
                     where,
                     f'write {{"{fields.question}": ..., "{fields.answer}": ...}}',
                 )
-            yield where, question_from_row(row, fields, where, str(number))
+            yield where, str(number), row
 
 
 def _huggingface(settings: DataSettings) -> Iterator[Located]:
@@ -143,9 +174,9 @@ def _huggingface(settings: DataSettings) -> Iterator[Located]:
         if column not in dataset.column_names:
             raise _missing_column(key, column, dataset.column_names, f"{path}, split {settings.split}")
     # Other columns may hold images or audio, which would be decoded for nothing.
-    for index, row in enumerate(dataset.select_columns(columns)):
-        where = f"{path}, split {settings.split}, row {index}"
-        yield where, question_from_row(row, fields, where, str(index))
+    place = f"{path}, split {settings.split}, row"
+    rows = enumerate(dataset.select_columns(columns))
+    yield from _kept(((f"{place} {index}", str(index), row) for index, row in rows), settings)
 
 
 def _columns(fields: FieldMap) -> Iterator[tuple[str, str]]:
@@ -207,7 +238,9 @@ def _text(value: Any, column: str, where: str) -> str:
 def _answer(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row[column]
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise UserError(f"the answer in column `{column}` is empty", where, "fill it in or drop the row")
+        raise EmptyAnswerError(
+            f"the answer in column `{column}` is empty", where, "fill it in, or set data.faulty=drop"
+        )
     return _word(row, column, where)
 
 

@@ -41,7 +41,12 @@ class RolloutEngine(Protocol):
 
     @property
     def weight_version(self) -> int:
-        """How many times the weights were changed since the engine was made."""
+        """How many times the weights were changed, by training steps or otherwise; 0 to begin with."""
+        ...
+
+    @property
+    def max_context(self) -> int | None:
+        """The most tokens that prompt and response may have together; None if there is no limit."""
         ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:

@@ -12,8 +12,8 @@ shape of the batch) falls between two tokens. On a CPU with a fixed number of th
 and weights give the same responses bit for bit.
 
 Left out: rows that finish do not make room for waiting requests (no continuous batching), and sliding
-layers keep the keys of the whole sequence with `cache="growing"`. For long responses of large models
-use vLLM, or `cache="dynamic"`.
+layers keep the keys of the whole sequence with `cache="growing"`. For long responses of
+sliding models use `cache="dynamic"`.
 """
 
 from collections.abc import Sequence
@@ -73,9 +73,15 @@ class TransformersEngine:
         """How many times the weights were changed since the engine was made."""
         return self._weight_version
 
-    def note_weights_changed(self) -> None:
-        """Count a change of the weights; whoever trains the model object calls it."""
-        self._weight_version += 1
+    @property
+    def max_context(self) -> int | None:
+        """The model's context in tokens, where its configuration names one."""
+        found: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return found
+
+    def note_weights_changed(self, times: int = 1) -> None:
+        """Count changes of the weights; whoever trains the model object, or resumes training, calls it."""
+        self._weight_version += times
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request, in the order of the requests.
@@ -105,7 +111,7 @@ class TransformersEngine:
             )
         if sampling.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {sampling.max_new_tokens}", todo="set it to 1 or more")
-        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        context = self.max_context
         for index, request in enumerate(requests):
             length = len(request.prompt_ids)
             if length == 0:
@@ -283,7 +289,7 @@ def draw_tokens(logits_BV: Tensor, numbers_B: Tensor | None, sampling: Sampling)
 
     `numbers_B` are uniform in [0, 1), float64. The distribution is the softmax of the logits over the
     temperature, cut to the `top_k` likeliest tokens, then to the smallest set of likeliest tokens whose
-    share reaches `top_p` (the order in which transformers and vLLM apply them).
+    share reaches `top_p` (the order in which transformers applies them).
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)

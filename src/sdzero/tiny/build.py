@@ -2,9 +2,11 @@
 
     python -m sdzero.tiny.build OUTPUT_FOLDER
 
-rebuilds the shipped folder (about 20 minutes on two cores). The steps are the ordinary ones: a
-byte-level BPE tokenizer is trained on a sample of the corpus, a small Llama model with random
-weights is trained on the corpus with AdamW, and both are saved as transformers saves them.
+rebuilds the shipped folder (about 25 minutes on two cores). The steps are the ordinary ones: a
+byte-level BPE tokenizer is trained on a sample of the corpus; a small Llama model with random weights
+is pre-trained on the corpus, every token a target; then it is tuned as chat models are, on the
+attempts only: control phrases are read but are no targets, so the model that results understands them
+and hardly ever writes one of its own accord. Both are saved as transformers saves them.
 """
 
 import argparse
@@ -21,6 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sdzero.tiny.corpus import Document, documents
@@ -36,6 +39,7 @@ VOCABULARY_SIZE = 384
 TOKENIZER_SAMPLE = 4_000
 TOKENIZER_SEED = 1
 LOG_EVERY = 100
+IGNORED = -100
 BATCHES_SORTED = 16
 
 
@@ -71,25 +75,37 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[int]:
-    """Token ids of a document, piece by piece, as the roles build their sequences."""
+def encode_document(
+    tokenizer: PreTrainedTokenizerFast, document: Document, attempts_only: bool
+) -> tuple[list[int], list[int]]:
+    """Token ids of a document, piece by piece, as the roles build their sequences; and its labels.
+
+    With `attempts_only` the targets are the attempts and the end, else all tokens.
+    """
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": document.problem.text}],
         add_generation_prompt=True,
         return_dict=False,
     )
     ids = list(prompt)
-    for piece in document.pieces:
-        ids += tokenizer.encode(piece, add_special_tokens=False)
-    return [*ids, tokenizer.eos_token_id]
+    labels = [IGNORED] * len(ids) if attempts_only else list(ids)
+    for number, piece in enumerate(document.pieces):
+        own = tokenizer.encode(piece, add_special_tokens=False)
+        is_phrase = number % 2 == 1
+        ids += own
+        labels += [IGNORED] * len(own) if attempts_only and is_phrase else own
+    return [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> Iterator[list[list[int]]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, attempts_only: bool
+) -> Iterator[list[tuple[list[int], list[int]]]]:
     """An endless stream of batches of documents of similar length, so that little is padded."""
     stream, rng = documents(seed), random.Random(seed)
     while True:
-        rows = [encode_document(tokenizer, d) for d in itertools.islice(stream, batch_size * BATCHES_SORTED)]
-        rows.sort(key=len)
+        some = itertools.islice(stream, batch_size * BATCHES_SORTED)
+        rows = [encode_document(tokenizer, document, attempts_only) for document in some]
+        rows.sort(key=lambda row: len(row[0]))
         starts = list(range(0, len(rows), batch_size))
         rng.shuffle(starts)
         yield from (rows[start : start + batch_size] for start in starts)
@@ -115,62 +131,83 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, hidden: int, layer
     return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
-def pretrain(
+def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    *,
     steps: int,
     batch_size: int,
     learning_rate: float,
     corpus_seed: int,
+    attempts_only: bool,
 ) -> None:
-    """Train on the corpus by next-token prediction, every token of a document counting once."""
+    """Train by next-token prediction on documents of the corpus, with a cosine schedule."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
     )
-    stream = batches(tokenizer, corpus_seed, batch_size)
+    stream = batches(tokenizer, corpus_seed, batch_size, attempts_only)
     model.train()
     started, seen = time.monotonic(), 0
     for step in range(steps):
         rows = next(stream)
-        longest = max(map(len, rows))
-        ids_BT = torch.full((batch_size, longest), tokenizer.pad_token_id)
-        for row, ids in enumerate(rows):
-            ids_BT[row, : len(ids)] = torch.tensor(ids)
-        keep_BT = torch.arange(longest)[None] < torch.tensor([len(ids) for ids in rows])[:, None]
+        ids_BT = pad_sequence(
+            [torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=tokenizer.pad_token_id
+        )
+        labels_BT = pad_sequence(
+            [torch.tensor(labels) for _, labels in rows], batch_first=True, padding_value=IGNORED
+        )
         warmed = min(1.0, (step + 1) / 100)
         rate = learning_rate * warmed * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        labels_BT = ids_BT.masked_fill(~keep_BT, -100)
         loss = model(input_ids=ids_BT, labels=labels_BT).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += int(keep_BT.sum())
+        seen += sum(len(ids) for ids, _ in rows)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             speed = seen / (time.monotonic() - started)
             print(f"step {step + 1}/{steps}  loss {loss.item():.4f}  {speed:,.0f} tokens/s", flush=True)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the text above as it stands."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=5_000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("output", type=Path, help="folder to save to")
+    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps of pre-training")
+    parser.add_argument("--tuning-steps", type=int, default=800, help="optimizer steps of tuning")
+    parser.add_argument("--batch-size", type=int, default=64, help="documents a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak rate of pre-training")
+    parser.add_argument("--tuning-rate", type=float, default=1e-3, help="peak rate of tuning")
+    parser.add_argument("--hidden", type=int, default=128, help="width")
+    parser.add_argument("--layers", type=int, default=4, help="layers")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the corpus")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     tokenizer = train_tokenizer()
     model = make_model(tokenizer, arguments.seed, arguments.hidden, arguments.layers)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    pretrain(
-        model, tokenizer, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed + 100
+    train(
+        model,
+        tokenizer,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        corpus_seed=arguments.seed + 100,
+        attempts_only=False,
+    )
+    train(
+        model,
+        tokenizer,
+        steps=arguments.tuning_steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.tuning_rate,
+        corpus_seed=arguments.seed + 200,
+        attempts_only=True,
     )
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)

@@ -20,7 +20,7 @@ from sdzero.tiny.world import (
     solution,
 )
 
-SHARE_WITH_REVISIONS = 0.25
+SHARE_WITH_REVISIONS = 0.5
 SHARE_REVISED_RIGHT = 0.35
 SHARE_STOP_AFTER_RIGHT = 0.7
 REVISION_COUNTS = (1, 1, 2, 3)

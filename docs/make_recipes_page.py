@@ -1,0 +1,272 @@
+"""Write docs/recipes.md from the settings of `sdzero.recipe` and the meanings below.
+
+    python docs/make_recipes_page.py
+
+The page has every key with its type and default. A key without a meaning, or a meaning without a key,
+is an error, so that the page cannot fall behind the code.
+"""
+
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from sdzero.recipe import Recipe
+
+PAGE = Path(__file__).parent / "recipes.md"
+
+INTRODUCTION = """\
+# Recipes
+
+<!-- Made by docs/make_recipes_page.py; edit that file and run `python docs/make_recipes_page.py`. -->
+
+A recipe is one YAML file with all settings of a run. `recipes/` has three: `demo.yaml` (the embedded model,
+CPU), `qwen3-4b-math.yaml` and `olmo3-7b-math.yaml` (GPU). In the two GPU recipes every value says whether it
+is the paper's, from its authors' code, or ours.
+
+Any key can be overridden on the command line, with dots between levels. The value is YAML:
+
+```
+sdzero run recipes/demo.yaml seed=1 distill.learning_rate=1e-4 data.test=200 --output runs/mine
+```
+
+Rules:
+
+- An unknown key is an error that names the nearest known key. All faults of a recipe are told at once, with
+  file, line and key.
+- Plain values are read as in YAML 1.2: `1e-4` is a number, `yes` is text. A key given twice is an error.
+- A run folder belongs to one recipe. Opening it with another one is an error that lists the keys that differ.
+- `recipe.yaml` in the run folder is the whole recipe with every default written out; it loads again.
+
+## Every key
+
+"required" means that there is no default.
+"""
+
+SECTIONS = {
+    "": "Top level.",
+    "model": "The policy that is trained.",
+    "chat": "What stands around a question.",
+    "phrases": "The control phrases P_r. They are the only way the reward reaches the Reviser.",
+    "data": "Where questions come from, and how many go to each set. See [data.md](data.md).",
+    "data.fields": "Which column of the data holds what.",
+    "verifier": "How responses are graded. See [verifiers.md](verifiers.md).",
+    "rollout": "The engine that samples.",
+    "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
+    "srt": "Phase 1b: self-revision training.",
+    "distill": "Phase 2: on-policy self-distillation.",
+    "rft": "The control: fine-tuning on verified-correct responses, as many sampled as SD-Zero samples.",
+    "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
+}
+
+OPTIMIZER = {
+    "learning_rate": "AdamW's peak learning rate.",
+    "schedule": "Learning rate over the steps.",
+    "warmup_steps": "Warm-up in steps. Excludes `warmup_ratio`.",
+    "warmup_ratio": "Warm-up as a share of all steps. Excludes `warmup_steps`.",
+    "weight_decay": "AdamW's weight decay.",
+    "betas": "AdamW's betas, each in [0, 1).",
+    "max_grad_norm": "The gradient is clipped to this norm.",
+    "batch_size": "Sequences in one optimizer step; a multiple of `micro_batch_size`.",
+    "micro_batch_size": "Sequences in one forward pass. Memory falls with it; the result stays.",
+    "epochs": "Passes over the training sequences.",
+    "checkpoint_every": "Optimizer steps between checkpoints.",
+}
+
+SAMPLING = {
+    "temperature": "Sampling temperature; 0 is greedy.",
+    "top_p": "Nucleus: sample from the likeliest tokens that hold this share.",
+    "max_new_tokens": "Longest response in tokens. A response that reaches it has the verdict `truncated`.",
+    "batch_size": "Responses sampled and stored together: the unit of resuming.",
+}
+
+MEANINGS: dict[str, dict[str, str]] = {
+    "": {
+        "name": "The recipe's name; the default run folder is `runs/NAME`.",
+        "seed": "Seed of sampling, of training order and of which traces are kept.",
+    },
+    "model": {
+        "path": "`tiny` (the embedded model), a folder that `save_pretrained` wrote, or a hub id.",
+        "dtype": "Type of the weights, in training too: there is no autocast.",
+        "attention": "Attention of transformers. `flash_attention_2` needs that package.",
+        "device": "`auto` is the GPU if there is one.",
+        "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
+    },
+    "chat": {
+        "system_prompt": "System message before every question.",
+        "answer_instruction": "Text after every question, with a blank line between.",
+        "template_arguments": "Variables for the model's chat template.",
+    },
+    "phrases": {
+        "correct": "P_r for r = 1.",
+        "wrong": "P_r for r = 0.",
+    },
+    "data": {
+        "source": "Kind of source.",
+        "path": "A JSONL file (`jsonl`); a folder, file or hub id (`huggingface`).",
+        "subset": "Configuration of a Hugging Face data set.",
+        "split": "Split of a Hugging Face data set.",
+        "tasks": "Names of reasoning-gym tasks.",
+        "task_arguments": "Arguments of each task, by the task's name.",
+        "pool": "Questions drawn from the reasoning-gym tasks together.",
+        "faulty": "Rows without an answer, and questions that stand there with two: refuse, or leave out.",
+        "split_seed": "Seed of the ranking that the sets are cut from (and of reasoning-gym).",
+        "n1": "Questions for phase 1.",
+        "n2": "Questions for phase 2.",
+        "tuning": "Questions for choices made while training.",
+        "test": "Questions for evaluation.",
+    },
+    "data.fields": {
+        "question": "Column of the question.",
+        "answer": "Column of the reference answer.",
+        "id": "Column of an id. Without it the row number is the id.",
+        "kind": "Column of a kind; sets are balanced over kinds.",
+        "metadata": "Columns that are handed to the verifier.",
+    },
+    "verifier": {
+        "name": "`math`, `puzzle`, or an import path `package.module:factory`.",
+        "workers": "Worker processes.",
+        "timeout_seconds": "Wall-clock limit of one grading.",
+    },
+    "rollout": {
+        "batch_size": "Responses that are sampled at one time, in every stage: it decides the memory of sampling.",
+    },
+    "collect": SAMPLING
+    | {
+        "rounds": "Rounds of collection and SRT. N1 is shared out over them; a later round samples from the"
+        " SRT model of the round before.",
+        "initial_per_question": "Initial responses per question, at most.",
+        "target_initial": "Stop at this many initial responses.",
+        "revisions_per_initial": "Revisions of each initial response.",
+        "target_traces": "Keep at most this many traces, drawn at random.",
+        "stop_at_target": "Stop sampling revisions, at the end of a batch, once there are `target_traces`.",
+        "revise_correct": "Revise correct initial responses too.",
+        "trim_repeats": "Cut degenerate repeated tails, on token ids, before grading.",
+        "strip_openings": "Texts to cut off the start of a verified revision; the rest is graded again.",
+        "max_context": "Longest Reviser context in tokens, the revision included.",
+        "overlong": "What happens to a context over `max_context`.",
+    },
+    "srt": OPTIMIZER
+    | {
+        "checkpoint": "A model folder of your own in place of collection and SRT.",
+        "schedule_of_losses": "`joint`: both losses at once (paper). `two_stage`: generation loss on traces"
+        " with a wrong initial response, then revision loss on all traces.",
+        "generation_weight": "Weight of L_generation (`joint`).",
+        "revision_weight": "Weight of L_revision (`joint`).",
+        "generation_on": "Traces that carry L_generation (`joint`).",
+        "epochs": "Passes over the traces, in each stage.",
+    },
+    "distill": OPTIMIZER
+    | SAMPLING
+    | {
+        "batch_size": "Questions in one optimizer step; a multiple of `micro_batch_size`.",
+        "teacher": "A model folder as the Reviser in place of the SRT model.",
+        "divergence": "Direction of the divergence; formulas in [method.md](method.md).",
+        "chunk_tokens": "Tokens whose logits exist at one time. Memory falls with it; the result stays.",
+        "normalize": "Mean over all target tokens of the step, or per response and then over responses.",
+        "epochs": "Passes over the N2 questions.",
+        "sync": "When the teacher becomes the student again.",
+        "sync_every": "Steps between syncs, with `sync: steps`.",
+        "rehearsal_weight": "Weight of the revision loss beside the divergence; 0 is the paper's method.",
+        "rehearsal_batch_size": "Traces rehearsed in one step.",
+        "rehearsal_traces": "Another run's `traces.jsonl` to rehearse in place of this run's traces.",
+        "phrase_for_reward": "For ablations. `held`: always the phrase of r = 1; `flipped`: the other one.",
+        "max_context": "Longest teacher sequence in tokens.",
+        "overlong": "What happens to a sequence over `max_context`.",
+        "evaluate_every": "Steps between scores on the tuning set; the best student is kept.",
+        "early_stop_patience": "Stop after this many scores without a better one. Needs `evaluate_every`.",
+    },
+    "rft": OPTIMIZER | {"enabled": "Whether the control is run."},
+    "evaluate": SAMPLING
+    | {
+        "on": "The set that is scored. Make choices on `tuning`; read `test` once.",
+        "k": "Responses per question.",
+    },
+}
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, FieldInfo]]]:
+    """Each section's dotted name with its own keys, outermost first."""
+    own, inner = {}, []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            inner.append((f"{prefix}{name}", info.annotation))
+        else:
+            own[name] = info
+    yield prefix.rstrip("."), own
+    for name, annotation in inner:
+        yield from sections(annotation, f"{name}.")
+
+
+def type_text(annotation: Any, info: FieldInfo) -> str:
+    """A key's type in words, with its range."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (types.UnionType, typing.Union):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return f"{type_text(inner[0], info)}, or null"
+    if origin is tuple:
+        return f"list of {len(arguments)} numbers"
+    if origin is list:
+        return f"list of {type_text(arguments[0], info)}"
+    if origin is dict:
+        return "mapping"
+    word = {str: "text", bool: "`true`, `false`", int: "integer", float: "number"}[annotation]
+    return " ".join([word, *range_text(info)])
+
+
+def range_text(info: FieldInfo) -> list[str]:
+    """The bounds of a number, such as `>= 1`."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(bound, name):g}"
+        for bound in info.metadata
+        for name, sign in signs.items()
+        if getattr(bound, name, None) is not None
+    ]
+    return [", ".join(bounds)] if bounds else []
+
+
+def default_text(info: FieldInfo) -> str:
+    """A key's default as it would be written in YAML."""
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if value is None or isinstance(value, bool):
+        return f"`{str(value).lower().replace('none', 'null')}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f"`{value}`"
+
+
+def table(keys: dict[str, FieldInfo], meanings: dict[str, str], section: str) -> list[str]:
+    """The rows of one section. Raises ValueError unless keys and meanings agree."""
+    differing = set(keys) ^ set(meanings)
+    if differing:
+        raise ValueError(f"keys and meanings of section `{section}` differ in: {sorted(differing)}")
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, info in keys.items():
+        cells = (f"`{name}`", type_text(info.annotation, info), default_text(info), meanings[name])
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for section, keys in sections(Recipe):
+        title = f"### `{section}`" if section else "### Top level"
+        parts.append(title)
+        if section:
+            parts.append(SECTIONS[section])
+        parts.append("\n".join(table(keys, MEANINGS[section], section)))
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""The settings of phase 2 as `transformers` wants them, and how a recipe's become those."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from sdzero.method.training import training_arguments
+from sdzero.recipe import DistillSettings
+
+SAME_NAME = (
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "divergence",
+    "chunk_tokens",
+    "normalize",
+    "sync",
+    "rehearsal_weight",
+    "rehearsal_batch_size",
+    "phrase_for_reward",
+    "max_context",
+    "overlong",
+)
+"""Settings that the recipe and the trainer call the same."""
+
+
+@dataclass
+class SelfDistillationConfig(TrainingArguments):
+    """`TrainingArguments` and the settings of phase 2.
+
+    `per_device_train_batch_size` x `gradient_accumulation_steps` is the number of questions a step.
+    The divergence's temperature is 1 whatever the sampling temperature (design, contract 7).
+    """
+
+    temperature: float = field(default=0.7, metadata={"help": "sampling temperature of the rollouts"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus of the rollouts"})
+    max_new_tokens: int = field(default=256, metadata={"help": "longest response"})
+    divergence: str = field(default="reverse", metadata={"help": "reverse, forward, mixed or jsd"})
+    chunk_tokens: int = field(default=1024, metadata={"help": "tokens whose logits exist at one time"})
+    normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
+    sync: str = field(default="never", metadata={"help": "never, epoch or steps"})
+    sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})
+    rehearsal_weight: float = field(default=0.0, metadata={"help": "weight of the revision loss"})
+    rehearsal_batch_size: int = field(default=16, metadata={"help": "traces rehearsed a step"})
+    phrase_for_reward: str = field(default="true", metadata={"help": "true, held or flipped (ablations)"})
+    max_context: int | None = field(default=None, metadata={"help": "longest Reviser context in tokens"})
+    overlong: str = field(default="drop", metadata={"help": "drop or error"})
+
+
+def distill_config(
+    settings: DistillSettings,
+    checkpoints: Path,
+    *,
+    seed: int,
+    gradient_checkpointing: bool,
+    use_cpu: bool,
+) -> SelfDistillationConfig:
+    """The trainer's configuration that a recipe's settings stand for; checkpoints go to `checkpoints`."""
+    common: dict[str, Any] = training_arguments(
+        settings,
+        checkpoints,
+        epochs=settings.epochs,
+        checkpoint_every=settings.checkpoint_every,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+        use_cpu=use_cpu,
+    )
+    if settings.evaluate_every:
+        common |= {
+            "eval_strategy": "steps",
+            "eval_steps": settings.evaluate_every,
+            "save_steps": settings.evaluate_every,
+            "metric_for_best_model": "avg",
+            "greater_is_better": True,
+            "load_best_model_at_end": True,
+        }
+    own = {name: getattr(settings, name) for name in SAME_NAME}
+    return SelfDistillationConfig(**common, **own, sync_every=settings.sync_every or 0)

@@ -1,0 +1,38 @@
+"""The log of a training: its rows once each, in the order of the steps, however often it was resumed."""
+
+import json
+from typing import Any
+
+from sdzero.run_dir import RunDir
+
+
+class StepLog:
+    """Appends rows with a `step` to a JSONL file of the run, each with the `part` of the stage it is of.
+
+    A killed process may have logged steps beyond its last checkpoint. They are made again, so the first
+    row that a resumed process appends takes the place of those from its step on.
+    """
+
+    def __init__(self, run: RunDir, relative: str, part: int = 0) -> None:
+        self._run = run
+        self._relative = relative
+        self._part = part
+        self._checked = False
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Append one row."""
+        if not self._checked:
+            self._cut((self._part, int(values["step"])))
+            self._checked = True
+        self._run.append_jsonl(self._relative, {"part": self._part} | values)
+
+    def _cut(self, start: tuple[int, int]) -> None:
+        file = self._run.path(self._relative)
+        if not file.exists():
+            return
+        # What stands behind the last line end is the half line of a killed process.
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+        rows = [(json.loads(line), line) for line in lines]
+        kept = [line for row, line in rows if (row["part"], row["step"]) < start]
+        if len(kept) < len(lines):
+            self._run.write_text(self._relative, "".join(f"{line}\n" for line in kept))
