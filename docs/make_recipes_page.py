@@ -133,7 +133,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "timeout_seconds": "Wall-clock limit of one grading.",
     },
     "rollout": {
-        "batch_size": "Responses that are sampled at one time, in every stage: it decides the memory of sampling.",
+        "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",
     },
     "collect": SAMPLING
     | {
@@ -147,7 +147,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "revise_correct": "Revise correct initial responses too.",
         "trim_repeats": "Cut degenerate repeated tails, on token ids, before grading.",
         "strip_openings": "Texts to cut off the start of a verified revision; the rest is graded again.",
-        "max_context": "Longest Reviser context in tokens, the revision included.",
+        "max_context": "Longest Reviser context in tokens, the revision included; `null`: the model's own.",
         "overlong": "What happens to a context over `max_context`.",
     },
     "srt": OPTIMIZER
@@ -175,7 +175,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "rehearsal_batch_size": "Traces rehearsed in one step.",
         "rehearsal_traces": "Another run's `traces.jsonl` to rehearse in place of this run's traces.",
         "phrase_for_reward": "For ablations. `held`: always the phrase of r = 1; `flipped`: the other one.",
-        "max_context": "Longest teacher sequence in tokens.",
+        "max_context": "Longest teacher sequence in tokens; `null`: the model's own context.",
         "overlong": "What happens to a sequence over `max_context`.",
         "evaluate_every": "Steps between scores on the tuning set; the best student is kept.",
         "early_stop_patience": "Stop after this many scores without a better one. Needs `evaluate_every`.",

@@ -51,21 +51,23 @@ def revision_draws(
     """Which revisions to sample, each with its initial response; and how many were over-long.
 
     Left out: truncated responses, those whose grading failed by our fault, and correct ones where
-    `revise_correct` is off. A context over `max_context` (with room for the revision) follows `overlong`.
+    `revise_correct` is off. A context over `max_context`, or over the model's own
+    (with room for the revision), follows `overlong`.
     """
     pairs: list[tuple[Graded, Draw]] = []
     overlong = 0
+    limit = sampler.context_limit(settings.max_context)
     for initial in initials:
         if initial.truncated or not initial.verdict.counts:
             continue
         if initial.reward and not settings.revise_correct:
             continue
         context = sampler.roles.reviser_prompt(initial.prompt_ids, initial.token_ids, initial.reward)
-        if settings.max_context is not None and len(context) + settings.max_new_tokens > settings.max_context:
+        if limit is not None and len(context) + settings.max_new_tokens > limit:
             if settings.overlong == "error":
                 raise UserError(
                     f"the Reviser's context for question {initial.question.id} has {len(context)} tokens and"
-                    f" leaves no room for {settings.max_new_tokens} more within {settings.max_context}",
+                    f" leaves no room for {settings.max_new_tokens} more within {limit}",
                     "collect.max_context",
                     "raise collect.max_context, lower collect.max_new_tokens, or set collect.overlong=drop",
                 )

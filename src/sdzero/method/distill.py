@@ -201,7 +201,7 @@ class SelfDistillationTrainer(Trainer):
                 continue
             shown = phrase_reward(one.reward, self.args.phrase_for_reward)
             pair = self.sampler.roles.distillation_pair(one.prompt_ids, one.token_ids, shown)
-            limit = self.args.max_context
+            limit = self.sampler.context_limit(self.args.max_context)
             if limit is not None and len(pair.teacher_ids) > limit:
                 if self.args.overlong == "error":
                     raise UserError(

@@ -168,6 +168,11 @@ class GradedSampler:
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
         return graded
 
+    def context_limit(self, max_context: int | None) -> int | None:
+        """The smaller of the recipe's limit and the model's own context, in tokens."""
+        limits = [limit for limit in (max_context, self.engine.max_context) if limit is not None]
+        return min(limits, default=None)
+
     def check_fits(self, prompts: Iterable[tuple[Question, Sequence[int]]], max_new_tokens: int) -> None:
         """Raise UserError for a prompt that, with room for the response, is over the model's context."""
         limit = self.engine.max_context

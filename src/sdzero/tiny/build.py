@@ -2,7 +2,7 @@
 
     python -m sdzero.tiny.build OUTPUT_FOLDER
 
-rebuilds the shipped folder (about 25 minutes on two cores). The steps are the ordinary ones: a
+rebuilds the shipped folder (about 15 minutes on two cores). The steps are the ordinary ones: a
 byte-level BPE tokenizer is trained on a sample of the corpus; a small Llama model with random weights
 is pre-trained on the corpus, every token a target; then it is tuned as chat models are, on the
 attempts only: control phrases are read but are no targets, so the model that results understands them
@@ -178,7 +178,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("output", type=Path, help="folder to save to")
-    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps of pre-training")
+    parser.add_argument("--steps", type=int, default=3_500, help="optimizer steps of pre-training")
     parser.add_argument("--tuning-steps", type=int, default=800, help="optimizer steps of tuning")
     parser.add_argument("--batch-size", type=int, default=64, help="documents a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak rate of pre-training")

@@ -3,8 +3,8 @@
 A document is one exchange in the chat format: a question, and an answer made of one attempt or of
 several, where each further attempt follows the control phrase that fits the verdict on the attempt
 before it. That is how the base model comes to know what the two phrases mean, as a large model does
-from ordinary text. After a wrong attempt the next one is right in `SHARE_REVISED_RIGHT` of the
-cases for problems with a misconception: revising helps, but far from always.
+from ordinary text. After a wrong attempt the next one is right in `SHARE_REVISED_RIGHT` of the cases
+(in more where first attempts are right more often): revising helps, but far from always.
 """
 
 import random
@@ -54,7 +54,7 @@ def draw_document(rng: random.Random) -> Document:
             is_right = boxed_value(attempt) == problem.answer
             phrase = PHRASE_CORRECT if is_right else PHRASE_WRONG
             if not is_right:
-                attempt = solution(problem, right=rng.random() < SHARE_REVISED_RIGHT)
+                attempt = solution(problem, right=rng.random() < max(share_right, SHARE_REVISED_RIGHT))
             pieces += [joined_phrase(phrase), attempt]
             if is_right and rng.random() < SHARE_STOP_AFTER_RIGHT:
                 break

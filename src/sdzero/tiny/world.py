@@ -2,11 +2,11 @@
 
 A *problem* is a short expression of one of eleven kinds, built from small operands, so that the
 facts needed (which sum, which product) are few while the distinct questions are many (39,186).
-Five kinds are done well in the corpus; six are mostly done by a *misconception*, a procedure that
-is wrong in the same way every time: left to right in spite of precedence, a bracket ignored, the
-smaller digit taken from the larger, a carry dropped. A model that is trained on it therefore makes
-errors that carry information, which is what self-revision needs (errors that are mere noise teach
-a Reviser nothing).
+Each kind has a *misconception*, a procedure that is wrong in the same way every time: left to right in
+spite of precedence, a bracket ignored, the smaller digit taken from the larger, a carry dropped. Six
+kinds are mostly done by their misconception in the corpus, five seldom. A model that is trained on it
+therefore makes errors that carry information, which is what self-revision needs (errors that are mere
+noise teach a Reviser nothing).
 
 Every problem belongs to exactly one side by the hash of its text: the pre-training corpus draws from
 45 in 100, questions for post-training and evaluation from the rest. Nothing here imports torch.
@@ -38,8 +38,8 @@ class Problem:
 class Kind:
     """How problems of one kind look, how they are solved, and how a pupil gets them wrong.
 
-    `right` and `wrong` give the written solution; kinds without a misconception have no `wrong`.
-    `share_right` is the share of corpus attempts that use the right procedure.
+    `right` and `wrong` give the written solution, by the right procedure and by the misconception.
+    `share_right` is the share of first attempts in the corpus that use the right procedure.
     """
 
     template: str
@@ -47,7 +47,7 @@ class Kind:
     allowed: Callable[..., bool]
     value: Callable[..., int]
     right: Callable[..., str]
-    wrong: Callable[..., str] | None
+    wrong: Callable[..., str]
     share_right: float
 
 
@@ -94,6 +94,11 @@ def _add_wrong(a: int, b: int) -> str:
     return _columns((a // 10, "+", b // 10), (a % 10, "+", b % 10), value)
 
 
+def _add_overdone(a: int, b: int) -> str:
+    """Misconception: a one is carried where there is none."""
+    return _columns((a // 10, "+", b // 10), (a % 10, "+", b % 10), a + b + 10, carried=True)
+
+
 def _subtract_right(a: int, b: int) -> str:
     if a % 10 < b % 10:
         return _columns((a // 10 - 1, "-", b // 10), (a % 10 + 10, "-", b % 10), a - b)
@@ -104,6 +109,11 @@ def _subtract_wrong(a: int, b: int) -> str:
     """Misconception: in each column the smaller digit is taken from the larger."""
     value = (a // 10 - b // 10) * 10 + (b % 10 - a % 10)
     return _columns((a // 10, "-", b // 10), (b % 10, "-", a % 10), value)
+
+
+def _subtract_overdone(a: int, b: int) -> str:
+    """Misconception: a ten is borrowed where none is needed."""
+    return _columns((a // 10 - 1, "-", b // 10), (a % 10, "-", b % 10), a - b - 10)
 
 
 def _always(*operands: int) -> bool:
@@ -135,14 +145,14 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: _chain((a, "-", b), (None, "-", c), (None, "+", d)),
         0.10,
     ),
-    # Addition before subtraction, as if a - (b + c).
+    # The first sign is carried on, as if a - b - c - d.
     "a-b+c-d": Kind(
         "{}-{}+{}-{}",
         (range(27, 41), _SMALL, _SMALL, _SMALL),
         _always,
         lambda a, b, c, d: a - b + c - d,
         lambda a, b, c, d: _chain((a, "-", b), (None, "+", c), (None, "-", d)),
-        lambda a, b, c, d: _chain((b, "+", c), (a, "-", None), (None, "-", d)),
+        lambda a, b, c, d: _chain((a, "-", b), (None, "-", c), (None, "-", d)),
         0.15,
     ),
     # Distribution over the first term only.
@@ -173,32 +183,35 @@ KINDS: dict[str, Kind] = {
         _add_wrong,
         0.12,
     ),
+    # The last term is left out.
     "(a+b)*c-d": Kind(
         "({}+{})*{}-{}",
         (_SMALL,) * 4,
         _always,
         lambda a, b, c, d: (a + b) * c - d,
         lambda a, b, c, d: _chain((a, "+", b), (None, "*", c), (None, "-", d)),
-        None,
-        1.0,
+        lambda a, b, c, d: _chain((a, "+", b), (None, "*", c)),
+        0.90,
     ),
+    # The last term is left out.
     "a*b+c-d": Kind(
         "{}*{}+{}-{}",
         (_SMALL,) * 4,
         _always,
         lambda a, b, c, d: a * b + c - d,
         lambda a, b, c, d: _chain((a, "*", b), (None, "+", c), (None, "-", d)),
-        None,
-        1.0,
+        lambda a, b, c, d: _chain((a, "*", b), (None, "+", c)),
+        0.90,
     ),
+    # The last term is left out.
     "a+b+c+d": Kind(
         "{}+{}+{}+{}",
         (_SMALL,) * 4,
         _always,
         lambda a, b, c, d: a + b + c + d,
         lambda a, b, c, d: _chain((a, "+", b), (None, "+", c), (None, "+", d)),
-        None,
-        1.0,
+        lambda a, b, c, d: _chain((a, "+", b), (None, "+", c)),
+        0.90,
     ),
     "add": Kind(
         "{}+{}",
@@ -206,8 +219,8 @@ KINDS: dict[str, Kind] = {
         lambda a, b: a % 10 + b % 10 < 10 and a + b < 100,
         lambda a, b: a + b,
         _add_right,
-        None,
-        1.0,
+        _add_overdone,
+        0.90,
     ),
     "subtract": Kind(
         "{}-{}",
@@ -215,8 +228,8 @@ KINDS: dict[str, Kind] = {
         lambda a, b: a > b and a % 10 >= b % 10,
         lambda a, b: a - b,
         _subtract_right,
-        None,
-        1.0,
+        _subtract_overdone,
+        0.90,
     ),
 }
 
@@ -253,8 +266,7 @@ def draw_problem(rng: random.Random, kind: str) -> Problem:
 def solution(problem: Problem, right: bool = True) -> str:
     """Write out a solution, by the right procedure or by the kind's misconception."""
     rules = KINDS[problem.kind]
-    procedure = rules.right if right or rules.wrong is None else rules.wrong
-    return procedure(*problem.operands)
+    return (rules.right if right else rules.wrong)(*problem.operands)
 
 
 def boxed_value(text: str) -> int | None:
