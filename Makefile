@@ -49,7 +49,7 @@ format: $(READY) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-tiny: $(READY) ## train the embedded model again (about 15 minutes on two cores)
+tiny: $(READY) ## train the embedded model again (about 20 minutes on two cores)
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
 
 bench: $(READY) ## time sampling against model.generate, side by side

@@ -4,8 +4,8 @@
 
 runs the demo recipe (base, RFT, SRT, SD-Zero), then from each seed's SRT model phase 2 again with one
 thing changed: the control phrase held at that of r = 1, or flipped; the paper's reverse divergence; a
-second epoch with the teacher synchronised in between, and the same second epoch without. Everything is
-scored on the same test questions. Results go to OUTPUT/figures.json; with --write the marked blocks of
+second epoch with the teacher synchronised in between, and the same second epoch without; and both phases
+with a higher learning rate of SRT. Everything is scored on the same test questions. Results go to OUTPUT/figures.json; with --write the marked blocks of
 the documents are filled in. Safe to repeat: finished parts are not run again.
 """
 
@@ -24,7 +24,12 @@ from sdzero.results import over_seeds
 from sdzero.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
+LABELS = {
+    "steep srt": "SRT at learning rate 1e-3",
+    "steep sdzero": "phase 2 on that SRT model",
+}
 RECIPE = ROOT / "recipes" / "demo.yaml"
+STEEP_RATE = 1e-3
 VARIANTS = {
     "held": ["distill.phrase_for_reward=held"],
     "flipped": ["distill.phrase_for_reward=flipped"],
@@ -61,6 +66,19 @@ def run_variant(folder: Path, seed: int, overrides: list[str], demo: Path) -> di
     with open_run(recipe, folder, report, Lines()) as stages:
         stages.distill()
         return stages.evaluate("sdzero", folder / "distill" / "model")
+
+
+def run_steep_srt(folder: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """The demo with another learning rate of SRT; returns the scores of its SRT model and of SD-Zero."""
+    recipe = load_recipe(RECIPE, [f"seed={seed}", f"srt.learning_rate={STEEP_RATE}", "rft.enabled=false"])
+    with open_run(recipe, folder, report, Lines()) as stages:
+        stages.collect(1)
+        stages.srt(1)
+        stages.distill()
+        return {
+            "srt": stages.evaluate("srt", stages.srt_folder()),
+            "sdzero": stages.evaluate("sdzero", folder / "distill" / "model"),
+        }
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -124,15 +142,15 @@ def demo_block(figures: dict[str, Any]) -> str:
 
 def variants_block(figures: dict[str, Any], names: list[str]) -> str:
     """The table of variants of phase 2 in Markdown."""
-    lines = ["| phase 2 | avg | tokens | against SD-Zero |", "|---|---|---|---|"]
+    lines = ["| model | avg | tokens | against SD-Zero |", "|---|---|---|---|"]
     base = figures["demo"]["evaluations"]
-    for name, label in (("srt", "(SRT, before phase 2)"), ("sdzero", "SD-Zero, as in the demo")):
+    for name, label in (("srt", "SRT, as in the demo"), ("sdzero", "SD-Zero, as in the demo")):
         lines.append(f"| {label} | {percent(base[name]['avg'])} | {plain(base[name]['mean_tokens'])} | |")
     for name in names:
         own = figures["variants"][name]
         low, high = own["against"]["interval"]
         lines.append(
-            f"| {name} | {percent(own['avg'])} | {plain(own['mean_tokens'])} |"
+            f"| {LABELS.get(name, name)} | {percent(own['avg'])} | {plain(own['mean_tokens'])} |"
             f" {own['against']['difference']:+.1%} [{low:+.1%}, {high:+.1%}], p = {own['against']['p']:.4f} |"
         )
     return "\n".join(lines)
@@ -158,6 +176,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
     demos, variants = [], {name: [] for name in VARIANTS}
+    steep: dict[str, list[dict[str, Any]]] = {"srt": [], "sdzero": []}
     for seed in seeds:
         report(f"seed {seed}")
         folder = arguments.output / f"demo-{seed}"
@@ -166,6 +185,9 @@ def main() -> None:
             report(f"seed {seed}: {name}")
             place = arguments.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             variants[name].append(run_variant(place, seed, overrides, folder))
+        report(f"seed {seed}: SRT at learning rate {STEEP_RATE}")
+        for name, found in run_steep_srt(arguments.output / f"steep-srt-{seed}", seed).items():
+            steep[name].append(found)
     rewards = {name: [own["per_question"][name] for own in demos] for name in demos[0]["per_question"]}
     figures: dict[str, Any] = {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -187,19 +209,21 @@ def main() -> None:
                 },
                 "against": against([one["per_question"] for one in found], rewards["sdzero"]),
             }
-            for name, found in variants.items()
+            for name, found in (variants | {f"steep {name}": own for name, own in steep.items()}).items()
         },
     }
     RunDir.unlocked(arguments.output).write_json("figures.json", figures)
     phrase = variants_block(figures, ["held", "flipped"])
     sync = variants_block(figures, ["two epochs, teacher synced", "two epochs, same teacher"])
     divergence = variants_block(figures, ["reverse divergence"])
+    steep_block = variants_block(figures, ["steep srt", "steep sdzero"])
     print(json.dumps(figures["seeds"], indent=2))
     for title, block in (
         ("demo", demo_block(figures)),
         ("phrase", phrase),
         ("sync", sync),
         ("divergence", divergence),
+        ("steep", steep_block),
     ):
         print(f"\n{title}\n{block}")
     if arguments.write:
@@ -208,6 +232,7 @@ def main() -> None:
         fill(ROOT / "docs" / "results.md", "figures-phrase", phrase)
         fill(ROOT / "docs" / "results.md", "figures-sync", sync)
         fill(ROOT / "docs" / "results.md", "figures-divergence", divergence)
+        fill(ROOT / "docs" / "results.md", "figures-steep", steep_block)
         RunDir.unlocked(ROOT / "benchmarks" / "results").write_json("demo_figures.json", figures)
 
 

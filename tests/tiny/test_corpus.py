@@ -14,7 +14,7 @@ SAMPLE = 4_000
 
 @pytest.fixture(scope="module")
 def sample() -> list[Document]:
-    return list(itertools.islice(documents(11), SAMPLE))
+    return list(itertools.islice(documents(11, "tuning"), SAMPLE))
 
 
 def test_the_phrases_are_those_of_the_recipes() -> None:
@@ -62,5 +62,22 @@ def test_shares_are_what_the_module_says(sample: list[Document]) -> None:
 
 
 def test_the_same_seed_gives_the_same_corpus() -> None:
-    first, second, other = (list(itertools.islice(documents(seed), 50)) for seed in (1, 1, 2))
+    first, second, other = (list(itertools.islice(documents(seed, "tuning"), 50)) for seed in (1, 1, 2))
     assert first == second != other
+
+
+def test_in_pretraining_the_easy_kinds_are_never_wrong() -> None:
+    for document in itertools.islice(documents(11, "pretraining"), SAMPLE):
+        if KINDS[document.problem.kind].share_right > 0.5:
+            assert all(boxed_value(p) == document.problem.answer for p in document.pieces[::2])
+
+
+def test_both_parts_hold_wrong_attempts_of_the_hard_kinds_that_are_wrong() -> None:
+    for part in ("pretraining", "tuning"):
+        hard = [
+            d
+            for d in itertools.islice(documents(11, part), SAMPLE)
+            if KINDS[d.problem.kind].share_right < 0.5
+        ]
+        first_right = sum(boxed_value(d.pieces[0]) == d.problem.answer for d in hard) / len(hard)
+        assert 0 < first_right < 0.2

@@ -2,7 +2,7 @@
 
     python -m sdzero.tiny.build OUTPUT_FOLDER
 
-rebuilds the shipped folder (about 15 minutes on two cores). The steps are the ordinary ones: a
+rebuilds the shipped folder (about 20 minutes on two cores). The steps are the ordinary ones: a
 byte-level BPE tokenizer is trained on a sample of the corpus; a small Llama model with random weights
 is pre-trained on the corpus, every token a target; then it is tuned as chat models are, on the
 attempts only: control phrases are read but are no targets, so the model that results understands them
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdzero.tiny.corpus import Document, documents
+from sdzero.tiny.corpus import Document, Part, documents
 
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -59,7 +59,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = itertools.islice(documents(TOKENIZER_SEED), TOKENIZER_SAMPLE)
+    sample = itertools.islice(documents(TOKENIZER_SEED, "pretraining"), TOKENIZER_SAMPLE)
     pieces = (
         piece
         for document in sample
@@ -76,18 +76,18 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode_document(
-    tokenizer: PreTrainedTokenizerFast, document: Document, attempts_only: bool
+    tokenizer: PreTrainedTokenizerFast, document: Document, part: Part
 ) -> tuple[list[int], list[int]]:
     """Token ids of a document, piece by piece, as the roles build their sequences; and its labels.
 
-    With `attempts_only` the targets are the attempts and the end, else all tokens.
+    In pre-training all tokens are targets, in tuning the attempts and the end.
     """
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": document.problem.text}],
         add_generation_prompt=True,
         return_dict=False,
     )
-    ids = list(prompt)
+    ids, attempts_only = list(prompt), part == "tuning"
     labels = [IGNORED] * len(ids) if attempts_only else list(ids)
     for number, piece in enumerate(document.pieces):
         own = tokenizer.encode(piece, add_special_tokens=False)
@@ -98,13 +98,13 @@ def encode_document(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, attempts_only: bool
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, part: Part
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """An endless stream of batches of documents of similar length, so that little is padded."""
-    stream, rng = documents(seed), random.Random(seed)
+    stream, rng = documents(seed, part), random.Random(seed)
     while True:
         some = itertools.islice(stream, batch_size * BATCHES_SORTED)
-        rows = [encode_document(tokenizer, document, attempts_only) for document in some]
+        rows = [encode_document(tokenizer, document, part) for document in some]
         rows.sort(key=lambda row: len(row[0]))
         starts = list(range(0, len(rows), batch_size))
         rng.shuffle(starts)
@@ -139,13 +139,13 @@ def train(
     batch_size: int,
     learning_rate: float,
     corpus_seed: int,
-    attempts_only: bool,
+    part: Part,
 ) -> None:
     """Train by next-token prediction on documents of the corpus, with a cosine schedule."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
     )
-    stream = batches(tokenizer, corpus_seed, batch_size, attempts_only)
+    stream = batches(tokenizer, corpus_seed, batch_size, part)
     model.train()
     started, seen = time.monotonic(), 0
     for step in range(steps):
@@ -178,11 +178,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("output", type=Path, help="folder to save to")
-    parser.add_argument("--steps", type=int, default=3_500, help="optimizer steps of pre-training")
+    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps of pre-training")
     parser.add_argument("--tuning-steps", type=int, default=800, help="optimizer steps of tuning")
     parser.add_argument("--batch-size", type=int, default=64, help="documents a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak rate of pre-training")
-    parser.add_argument("--tuning-rate", type=float, default=1e-3, help="peak rate of tuning")
+    parser.add_argument("--tuning-rate", type=float, default=2e-3, help="peak rate of tuning")
     parser.add_argument("--hidden", type=int, default=128, help="width")
     parser.add_argument("--layers", type=int, default=4, help="layers")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the corpus")
@@ -198,7 +198,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         corpus_seed=arguments.seed + 100,
-        attempts_only=False,
+        part="pretraining",
     )
     train(
         model,
@@ -207,7 +207,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         learning_rate=arguments.tuning_rate,
         corpus_seed=arguments.seed + 200,
-        attempts_only=True,
+        part="tuning",
     )
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)

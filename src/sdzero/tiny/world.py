@@ -40,6 +40,7 @@ class Kind:
 
     `right` and `wrong` give the written solution, by the right procedure and by the misconception.
     `share_right` is the share of first attempts in the corpus that use the right procedure.
+    `early_wrong` is the misconception in the first part of training, where that is another one.
     """
 
     template: str
@@ -49,6 +50,7 @@ class Kind:
     right: Callable[..., str]
     wrong: Callable[..., str]
     share_right: float
+    early_wrong: Callable[..., str] | None = None
 
 
 def _apply(left: int, operator: str, right: int) -> int:
@@ -145,7 +147,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: _chain((a, "-", b), (None, "-", c), (None, "+", d)),
         0.10,
     ),
-    # The first sign is carried on, as if a - b - c - d.
+    # The first sign is carried on, as if a - b - c - d; early on, addition is done first.
     "a-b+c-d": Kind(
         "{}-{}+{}-{}",
         (range(27, 41), _SMALL, _SMALL, _SMALL),
@@ -154,6 +156,7 @@ KINDS: dict[str, Kind] = {
         lambda a, b, c, d: _chain((a, "-", b), (None, "+", c), (None, "-", d)),
         lambda a, b, c, d: _chain((a, "-", b), (None, "-", c), (None, "-", d)),
         0.15,
+        lambda a, b, c, d: _chain((b, "+", c), (a, "-", None), (None, "-", d)),
     ),
     # Distribution over the first term only.
     "a*(b+c)-d": Kind(
@@ -263,10 +266,11 @@ def draw_problem(rng: random.Random, kind: str) -> Problem:
             return make_problem(kind, operands)
 
 
-def solution(problem: Problem, right: bool = True) -> str:
-    """Write out a solution, by the right procedure or by the kind's misconception."""
+def solution(problem: Problem, right: bool = True, early: bool = False) -> str:
+    """Write out a solution, by the right procedure or by the kind's misconception (or its early one)."""
     rules = KINDS[problem.kind]
-    return (rules.right if right else rules.wrong)(*problem.operands)
+    wrong = rules.early_wrong if early and rules.early_wrong is not None else rules.wrong
+    return (rules.right if right else wrong)(*problem.operands)
 
 
 def boxed_value(text: str) -> int | None:
