@@ -5,8 +5,9 @@
 runs the demo recipe (base, RFT, SRT, SD-Zero), then from each seed's SRT model phase 2 again with one
 thing changed: the control phrase held at that of r = 1, or flipped; the paper's reverse divergence; a
 second epoch with the teacher synchronised in between, and the same second epoch without; and both phases
-with a higher learning rate of SRT. Everything is scored on the same test questions. Results go to OUTPUT/figures.json; with --write the marked blocks of
-the documents are filled in. Safe to repeat: finished parts are not run again.
+with a higher learning rate of SRT. Everything is scored on the same test questions. Results go to
+OUTPUT/figures.json; with --write the marked blocks of the documents are filled in. Safe to repeat:
+finished parts are not run again.
 """
 
 import argparse
