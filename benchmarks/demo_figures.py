@@ -4,7 +4,8 @@
 
 runs the demo recipe (base, RFT, SRT, SD-Zero), then from each seed's SRT model phase 2 again with one
 thing changed: the control phrase held at that of r = 1, or flipped; the paper's reverse divergence; a
-second epoch with the teacher synchronised in between, and the same second epoch without; and both phases
+second epoch with the teacher synchronised in between, and the same second epoch without; a second round
+from the SD-Zero model at half the learning rate, with the teacher synchronised to it; and both phases
 with a higher learning rate of SRT. Everything is scored on the same test questions. Results go to
 OUTPUT/figures.json; with --write the marked blocks of the documents are filled in. Safe to repeat:
 finished parts are not run again.
@@ -31,12 +32,14 @@ LABELS = {
 }
 RECIPE = ROOT / "recipes" / "demo.yaml"
 STEEP_RATE = 1e-3
+SECOND_ROUND = "second round, teacher synced, half the rate"
 VARIANTS = {
     "held": ["distill.phrase_for_reward=held"],
     "flipped": ["distill.phrase_for_reward=flipped"],
     "reverse divergence": ["distill.divergence=reverse"],
     "two epochs, teacher synced": ["distill.epochs=2", "distill.sync=epoch"],
     "two epochs, same teacher": ["distill.epochs=2"],
+    SECOND_ROUND: ["distill.learning_rate=1e-4"],
 }
 
 
@@ -52,14 +55,20 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     return results
 
 
-def run_variant(folder: Path, seed: int, overrides: list[str], demo: Path) -> dict[str, Any]:
-    """Phase 2 again from the demo's SRT model of the same seed, with other settings."""
+def run_variant(
+    folder: Path, seed: int, overrides: list[str], demo: Path, second_round: bool
+) -> dict[str, Any]:
+    """Phase 2 again from the demo's SRT model of the same seed, with other settings.
+
+    A second round starts from the demo's SD-Zero model, which is student and teacher then.
+    """
     traces = demo / "collect" / "round-1" / "traces.jsonl"
+    start = demo / "distill" / "model" if second_round else demo / "srt" / "round-1" / "model"
     recipe: Recipe = load_recipe(
         RECIPE,
         [
             f"seed={seed}",
-            f"srt.checkpoint={demo / 'srt' / 'round-1' / 'model'}",
+            f"srt.checkpoint={start}",
             f"distill.rehearsal_traces={traces}",
             *overrides,
         ],
@@ -185,7 +194,7 @@ def main() -> None:
         for name, overrides in VARIANTS.items():
             report(f"seed {seed}: {name}")
             place = arguments.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            variants[name].append(run_variant(place, seed, overrides, folder))
+            variants[name].append(run_variant(place, seed, overrides, folder, name == SECOND_ROUND))
         report(f"seed {seed}: SRT at learning rate {STEEP_RATE}")
         for name, found in run_steep_srt(arguments.output / f"steep-srt-{seed}", seed).items():
             steep[name].append(found)
@@ -215,7 +224,7 @@ def main() -> None:
     }
     RunDir.unlocked(arguments.output).write_json("figures.json", figures)
     phrase = variants_block(figures, ["held", "flipped"])
-    sync = variants_block(figures, ["two epochs, teacher synced", "two epochs, same teacher"])
+    sync = variants_block(figures, [SECOND_ROUND, "two epochs, teacher synced", "two epochs, same teacher"])
     divergence = variants_block(figures, ["reverse divergence"])
     steep_block = variants_block(figures, ["steep srt", "steep sdzero"])
     print(json.dumps(figures["seeds"], indent=2))
