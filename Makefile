@@ -55,7 +55,7 @@ tiny: $(READY) ## train the embedded model again (about 20 minutes on two cores)
 bench: $(READY) ## time sampling against model.generate, side by side
 	$(BIN)/python benchmarks/rollout_speed.py
 
-figures: $(READY) ## measure every figure of the documents again (about 40 minutes), and fill them in
+figures: $(READY) ## measure every figure of the documents again (about half an hour), and fill them in
 	$(BIN)/python benchmarks/demo_figures.py --output runs/figures --seeds 3 --write
 
 clean: ## remove the environment, caches and coverage (runs stay)
