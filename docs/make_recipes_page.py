@@ -59,7 +59,14 @@ SECTIONS = {
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
     "distill": "Phase 2: on-policy self-distillation.",
-    "rft": "The control: fine-tuning on verified-correct responses, as many sampled as SD-Zero samples.",
+    "rft": "RFT: fine-tuning on verified-correct responses, as many sampled as SD-Zero samples.",
+    "sft": "SFT on demonstrations. This section and the next three may be left out; `sdzero compare` needs"
+    " the section of each method that it is to run.",
+    "grpo": "GRPO, by TRL's trainer.",
+    "sdft": "SDFT: self-distillation from a teacher that reads the question with a reference.",
+    "negative": "A control: policy gradient with a constant negative advantage on wrong responses, no teacher.",
+    "budget": "What every baseline may sample for training. With neither number: what SD-Zero spent in the run.",
+    "compare": "The learning-rate search of `sdzero compare`.",
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
 }
 
@@ -84,13 +91,35 @@ SAMPLING = {
     "batch_size": "Responses sampled and stored together: the unit of resuming.",
 }
 
+SAMPLED = {name: SAMPLING[name] for name in ("temperature", "top_p", "max_new_tokens")}
+NO_EPOCHS = {name: meaning for name, meaning in OPTIMIZER.items() if name != "epochs"}
+
+GRPO = (
+    NO_EPOCHS
+    | SAMPLED
+    | {
+        "batch_size": "Responses in one optimizer step.",
+        "responses_per_question": "Responses of one group.",
+        "kl_weight": "Weight of the divergence from the base model; 0: no such term, no second model.",
+        "clip": "The ratio of new to old probability is clipped to 1 -/+ this.",
+    }
+)
+ON_POLICY = (
+    NO_EPOCHS
+    | SAMPLED
+    | {
+        "batch_size": "Questions in one optimizer step.",
+        "normalize": "Mean over all target tokens of the step, or per response and then over responses.",
+    }
+)
+
 MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "name": "The recipe's name; the default run folder is `runs/NAME`.",
         "seed": "Seed of sampling, of training order and of which traces are kept.",
     },
     "model": {
-        "path": "`tiny` (the embedded model), a folder that `save_pretrained` wrote, or a hub id.",
+        "path": "`tiny`, `tiny:spelling`, `tiny:walks` (embedded models), a folder that `save_pretrained` wrote, or a hub id.",
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",
         "device": "`auto` is the GPU if there is one.",
@@ -123,6 +152,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "data.fields": {
         "question": "Column of the question.",
         "answer": "Column of the reference answer.",
+        "solution": "Column of a worked solution, for SFT and SDFT.",
         "id": "Column of an id. Without it the row number is the id.",
         "kind": "Column of a kind; sets are balanced over kinds.",
         "metadata": "Columns that are handed to the verifier.",
@@ -180,7 +210,32 @@ MEANINGS: dict[str, dict[str, str]] = {
         "evaluate_every": "Steps between scores on the tuning set; the best student is kept.",
         "early_stop_patience": "Stop after this many scores without a better one. Needs `evaluate_every`.",
     },
-    "rft": OPTIMIZER | {"enabled": "Whether the control is run."},
+    "rft": OPTIMIZER | {"enabled": "Whether `sdzero run` trains RFT too, as a control."},
+    "sft": OPTIMIZER
+    | {
+        "demonstrations": "What is trained on: the data's worked solutions, or its reference answers.",
+        "answer_format": "How an answer becomes a demonstration; `{{` and `}}` stand for braces.",
+    },
+    "grpo": GRPO,
+    "sdft": ON_POLICY
+    | {
+        "reference": "What the teacher is shown.",
+        "template": "The teacher's question.",
+        "divergence": "Direction of the divergence.",
+        "chunk_tokens": "Tokens whose logits exist at one time.",
+        "sync": "When the teacher becomes the student again.",
+        "sync_every": "Steps between syncs, with `sync: steps`.",
+    },
+    "negative": ON_POLICY | {"advantage": "The advantage of each token of a wrong response."},
+    "budget": {
+        "match": "What is equal over the methods. `NAME@tokens` in `sdzero compare` matches tokens for one method.",
+        "responses": "Responses that a baseline may sample.",
+        "tokens": "Tokens that a baseline may sample.",
+    },
+    "compare": {
+        "rate_factors": "Each method's learning rate is tried at these multiples.",
+        "search_seed": "Seed of the search; not one of the seeds that are compared.",
+    },
     "evaluate": SAMPLING
     | {
         "on": "The set that is scored. Make choices on `tuning`; read `test` once.",
@@ -193,13 +248,22 @@ def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, di
     """Each section's dotted name with its own keys, outermost first."""
     own, inner = {}, []
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            inner.append((f"{prefix}{name}", info.annotation))
+        section = section_of(info.annotation)
+        if section is not None:
+            inner.append((f"{prefix}{name}", section))
         else:
             own[name] = info
     yield prefix.rstrip("."), own
     for name, annotation in inner:
         yield from sections(annotation, f"{name}.")
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class behind a key, also where the section may be left out."""
+    for choice in (annotation, *typing.get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
 
 
 def type_text(annotation: Any, info: FieldInfo) -> str:

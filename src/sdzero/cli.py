@@ -95,11 +95,6 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(130) from None
 
 
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed."""
-    return recipe.model_copy(update={"seed": seed})
-
-
 def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> Any:
     """Open the run and work on its stages."""
     from sdzero.pipeline import open_run
@@ -146,6 +141,7 @@ def run(
         if seeds == 1:
             print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder)
             return
+        from sdzero.compare import with_seed
         from sdzero.results import over_seeds
         from sdzero.run_dir import RunDir
 
@@ -240,6 +236,42 @@ def evaluate(
             f"{name}: avg@{score['k']} {score['avg']:.1%} (s.e. {score['se']:.1%}), pass@{score['k']}"
             f" {score['pass_at_k']:.1%}, {score['mean_tokens']:.1f} tokens, {score['questions']} questions"
         )
+
+    guarded(work, debug)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder (default: runs/NAME-compare).", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas. `grpo@tokens`: GRPO at equal sampled tokens.")
+    ] = "base,sft,rft,grpo,sdft,srt,sdzero",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 5,
+    debug: Debug = False,
+) -> None:
+    """SD-Zero against the baselines: same questions, one budget, a learning-rate search each, statistics.
+
+    Example: sdzero compare recipes/demo.yaml --methods base,rft,grpo,srt,sdzero --seeds 5
+    """
+
+    def work() -> None:
+        settings = load_recipe(recipe, overrides or [])
+        from sdzero.compare import compare as run_compare
+        from sdzero.compare import parse_methods
+        from sdzero.compare_results import compare_table, notes
+
+        folder = output or Path("runs") / f"{settings.name}-compare"
+        named = parse_methods([name.strip() for name in methods.split(",") if name.strip()])
+        results = run_compare(settings, folder, named, seeds, report, Lines())
+        console.print(compare_table(results))
+        for line in notes(results):
+            report(line)
+        report(f"results: {folder / 'compare.json'}")
 
     guarded(work, debug)
 

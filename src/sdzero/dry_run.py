@@ -20,10 +20,11 @@ from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.roles import Roles
 from sdzero.models import DTYPES, load_tokenizer, resolve_path, save_model
-from sdzero.pipeline import EngineMaker, open_run
+from sdzero.pipeline import open_run
 from sdzero.questions.question import Question
-from sdzero.recipe import Recipe
+from sdzero.recipe import BudgetSettings, Recipe
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling
+from sdzero.run_context import EngineMaker
 from sdzero.verify.verdict import Outcome, Verdict
 
 KNOWN_ARCHITECTURES = {
@@ -128,7 +129,9 @@ def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
         )
 
     sampling = {"max_new_tokens": NEW_TOKENS, "batch_size": 64}
-    fields = recipe.data.fields.model_copy(update={"id": None, "kind": None, "metadata": []})
+    fields = recipe.data.fields.model_copy(
+        update={"id": None, "kind": None, "solution": None, "metadata": []}
+    )
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(
@@ -168,6 +171,7 @@ def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
                 rehearsal_batch_size=QUESTIONS,
             ),
             "rft": one_step(recipe.rft),
+            "budget": BudgetSettings(),
             "evaluate": recipe.evaluate.model_copy(update=sampling | {"k": 1}),
         }
     )

@@ -1,6 +1,6 @@
 """The order of the stages, and resuming them; nothing else.
 
-collect -> srt (once a round) -> distill -> rft (the control) -> evaluate. Each stage reads the files of
+collect -> srt (once a round) -> distill -> RFT, as a control -> evaluate. Each stage reads the files of
 the stage before from the run folder and leaves its own; a stage that is done is not done again.
 """
 
@@ -14,71 +14,45 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdzero.baselines.rft import rft_sequences
+from sdzero.baselines.registry import baseline_named
 from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
 from sdzero.ledger import Ledger
 from sdzero.method.collect import collect
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
-from sdzero.method.graded import Draw, Grade, GradedSampler
-from sdzero.method.roles import Roles, WeightedSequence
-from sdzero.method.srt import srt_rows, train_weighted
+from sdzero.method.graded import GradedSampler
+from sdzero.method.roles import Roles
+from sdzero.method.srt import srt_rows
 from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import last_complete_checkpoint
-from sdzero.models import DTYPES, load_model, load_tokenizer, pick_device, resolve_path, save_model
+from sdzero.models import DTYPES, load_tokenizer, pick_device, resolve_path
+from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
-from sdzero.recipe import Recipe
+from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe, SrtSettings
 from sdzero.results import NAMES, run_results
-from sdzero.rollout.engine import RolloutEngine, Sampling, seed_of
+from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine
+from sdzero.run_context import Budget, EngineMaker, Report, RunContext
 from sdzero.run_dir import RunDir
-from sdzero.step_log import StepLog
 from sdzero.verify.pool import VerifierPool
-
-Report = Callable[[str], None]
-EngineMaker = Callable[[PreTrainedModel, Roles], RolloutEngine]
 
 
 @dataclass
-class Stages:
-    """One run's surroundings, and its stages as methods. Made by `open_run`."""
+class Stages(RunContext):
+    """The stages of one run as methods. Made by `open_run`.
 
-    recipe: Recipe
-    run: RunDir
-    ledger: Ledger
-    tokenizer: PreTrainedTokenizerBase
-    roles: Roles
-    sets: QuestionSets
-    grade: Grade
-    report: Report
-    progress: Callable[[str, int, int], None]
-    make_engine: EngineMaker
+    A stage may be done again under another name with other settings, beside the first: that is how
+    searches and studies share what does not change.
+    """
 
-    # ---- what the stages share ----
-
-    def sampler(self, model: PreTrainedModel) -> GradedSampler:
-        """A sampler of graded responses with `model`'s weights."""
-        engine = self.make_engine(model, self.roles)
-        return GradedSampler(engine, self.roles, self.grade, self.run, self.ledger, self.progress)
-
-    def load(self, path: str | Path) -> PreTrainedModel:
-        """Load a model with the recipe's dtype and device."""
-        return load_model(str(path), self.recipe.model)
-
-    def srt_folder(self, round_: int | None = None) -> str:
+    def srt_folder(self, round_: int | None = None, name: str = "srt") -> str:
         """The SRT model's folder after a round (default: the last), or the user's own checkpoint."""
         if self.recipe.srt.checkpoint:
             return resolve_path(self.recipe.srt.checkpoint)
-        return str(self.run.path(f"srt/round-{round_ or self.recipe.collect.rounds}/model"))
-
-    def _needs(self, folder: str | Path, stage: str) -> None:
-        if not Path(folder).exists():
-            raise UserError(
-                f"this stage needs what `{stage}` makes", str(folder), f"run `sdzero {stage}` first"
-            )
+        return str(self.run.path(f"{name}/round-{round_ or self.recipe.collect.rounds}/model"))
 
     def _check_round(self, round_: int) -> None:
         rounds = self.recipe.collect.rounds
@@ -86,17 +60,6 @@ class Stages:
             raise UserError(
                 f"there is no round {round_}: the recipe has {rounds}", "collect.rounds", "pass --round 1"
             )
-
-    def _train_log(self, stage: str, part: int = 0) -> Callable[[dict[str, Any]], None]:
-        step_log = StepLog(self.run, f"{stage}/log.jsonl", part)
-
-        def log(values: dict[str, Any]) -> None:
-            step, last = int(values.get("step", 0)), int(values.get("max_steps", 0))
-            step_log.append(values)
-            if last:
-                self.progress(f"{stage}/steps", step, last)
-
-        return log
 
     # ---- the stages ----
 
@@ -109,7 +72,7 @@ class Stages:
         self.report(f"collect, round {round_}: initial responses, verdicts, revisions")
         source = self.recipe.model.path if round_ == 1 else self.srt_folder(round_ - 1)
         if round_ > 1:
-            self._needs(source, "srt")
+            self.needs(source, "srt")
         rounds = self.recipe.collect.rounds
         questions = self.sets.n1[round_ - 1 :: rounds]
         sampler = self.sampler(self.load(source))
@@ -130,56 +93,37 @@ class Stages:
         found: list[RevisionTrace] = []
         for round_ in range(1, (last_round or self.recipe.collect.rounds) + 1):
             name = f"collect/round-{round_}/traces.jsonl"
-            self._needs(self.run.path(name), "collect")
+            self.needs(self.run.path(name), "collect")
             found += [RevisionTrace.from_json(row) for row in self.run.read_jsonl(name)]
         return found
 
-    def srt(self, round_: int) -> None:
+    def srt(self, round_: int, name: str = "srt", settings: SrtSettings | None = None) -> None:
         """Phase 1b: from the base model on all traces so far."""
         self._check_round(round_)
-        name = f"srt/round-{round_}"
-        if self.recipe.srt.checkpoint or self.run.is_done(name):
+        folder, settings = f"{name}/round-{round_}", settings or self.recipe.srt
+        if settings.checkpoint:
             return
-        stages = srt_rows(self.traces(round_), self.roles, self.recipe.srt)
-        self.report(f"srt, round {round_}: {' + '.join(str(len(rows)) for rows in stages)} sequences")
-        self._train(name, stages, self.recipe.srt, self.recipe.srt.epochs)
+        self.claim(folder, settings)
+        if self.run.is_done(folder):
+            return
+        stages = srt_rows(self.traces(round_), self.roles, settings)
+        self.report(f"{name}, round {round_}: {' + '.join(str(len(rows)) for rows in stages)} sequences")
+        self.train_on(folder, stages, settings, ledger_stage=name)
 
-    def _train(
-        self, name: str, stages: Sequence[Sequence[WeightedSequence]], settings: Any, epochs: int
+    def distill(
+        self,
+        name: str = "distill",
+        settings: DistillSettings | None = None,
+        start: str | None = None,
+        questions: Sequence[Question] | None = None,
     ) -> None:
-        """Train the base model on weighted sequences, stage by stage, and keep the model."""
-        model = self.load(self.recipe.model.path)
-        for number, sequences in enumerate(stages):
-            train_weighted(
-                model,
-                self.tokenizer,
-                sequences,
-                settings,
-                epochs=epochs,
-                checkpoint_every=settings.checkpoint_every,
-                output_dir=self.run.path(f"{name}/checkpoints-{number}"),
-                seed=self.recipe.seed,
-                gradient_checkpointing=self.recipe.model.gradient_checkpointing,
-                log=self._train_log(name, number),
-                ledger=self.ledger,
-                stage=name.split("/")[0],
-                key=f"{name}/{number}",
-            )
-        save_model(model, self.tokenizer, self.run.path(f"{name}/model"))
-        self.run.mark_done(name, {"sequences": sum(map(len, stages))})
-        self._drop_checkpoints(name)
-
-    def _drop_checkpoints(self, name: str) -> None:
-        """Optimizer states are of no use once the stage's model is saved."""
-        self.run.remove_folders(name, "checkpoints*")
-
-    def distill(self) -> None:
-        """Phase 2: student and teacher start at the SRT model."""
-        if self.run.is_done("distill"):
+        """Phase 2: student and teacher start at the SRT model (or at the model in `start`)."""
+        settings, seed = settings or self.recipe.distill, self.recipe.seed
+        self.claim(name, settings)
+        if self.run.is_done(name):
             return
-        settings, seed = self.recipe.distill, self.recipe.seed
-        start = self.srt_folder()
-        self._needs(start, "srt")
+        start, questions = start or self.srt_folder(), questions or self.sets.n2
+        self.needs(start, "srt")
         model = self.load(start)
         teacher_folder = resolve_path(settings.teacher) if settings.teacher else start
         device = pick_device(self.recipe.model.device)
@@ -187,20 +131,18 @@ class Stages:
             teacher_folder, DTYPES[self.recipe.model.dtype], device, self.recipe.model.attention
         )
         self.report(
-            f"distill: {len(self.sets.n2)} questions, {settings.divergence} divergence, full vocabulary,"
+            f"{name}: {len(questions)} questions, {settings.divergence} divergence, full vocabulary,"
             f" temperature 1, teacher {teacher.fingerprint} (sync: {settings.sync})"
         )
         rehearsal = []
         if settings.rehearsal_weight:
             rehearsal = [
                 self.roles.revision_sequence(t.prompt_ids, t.initial_ids, t.reward, t.revised_ids)
-                for t in self._rehearsal_traces()
+                for t in self._rehearsal_traces(settings)
             ]
-        checkpoints = self.run.path("distill/checkpoints")
+        checkpoints = self.run.path(f"{name}/checkpoints")
         sampler = self.sampler(model)
-        sampler.check_fits(
-            ((q, self.roles.generator_prompt(q)) for q in self.sets.n2), settings.max_new_tokens
-        )
+        sampler.check_fits(((q, self.roles.generator_prompt(q)) for q in questions), settings.max_new_tokens)
         trainer = SelfDistillationTrainer(
             model,
             teacher,
@@ -211,25 +153,24 @@ class Stages:
                 gradient_checkpointing=self.recipe.model.gradient_checkpointing,
                 use_cpu=device.type == "cpu",
             ),
-            self.sets.n2,
+            questions,
             sampler,
             self.tokenizer,
             rehearsal=rehearsal,
-            tuning_score=self._tuning_score(sampler, seed) if settings.evaluate_every else None,
-            report=self._train_log("distill"),
+            tuning_score=self._tuning_score(sampler, name) if settings.evaluate_every else None,
+            report=self.train_log(name),
             checkpoint_every=settings.checkpoint_every,
             early_stop_patience=settings.early_stop_patience,
+            stage=name,
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
-        save_model(model, self.tokenizer, self.run.path("distill/model"))
-        self.run.mark_done(
-            "distill", {"teacher": teacher.fingerprint, "syncs": teacher.sync_count, **trainer.counted}
+        self.keep(
+            name, model, {"teacher": teacher.fingerprint, "syncs": teacher.sync_count, **trainer.counted}
         )
-        self._drop_checkpoints("distill")
 
-    def _rehearsal_traces(self) -> list[RevisionTrace]:
-        """The traces to rehearse: of the file that the recipe names, or the run's own."""
-        named = self.recipe.distill.rehearsal_traces
+    def _rehearsal_traces(self, settings: DistillSettings) -> list[RevisionTrace]:
+        """The traces to rehearse: of the file that the settings name, or the run's own."""
+        named = settings.rehearsal_traces
         if named is None:
             return self.traces()
         file = Path(named)
@@ -242,14 +183,14 @@ class Stages:
         rows = RunDir.unlocked(file.parent).read_jsonl(file.name)
         return [RevisionTrace.from_json(row) for row in rows]
 
-    def _tuning_score(self, sampler: GradedSampler, seed: int) -> Callable[[int], dict[str, float]]:
+    def _tuning_score(self, sampler: GradedSampler, name: str) -> Callable[[int], dict[str, float]]:
         def score(step: int) -> dict[str, float]:
             found = evaluate(
                 self.sets.tuning,
                 sampler,
                 self.recipe.evaluate,
-                seed=seed,
-                folder=f"distill/tuning/step-{step:06d}",
+                seed=self.recipe.seed,
+                folder=f"{name}/tuning/step-{step:06d}",
                 stage="tuning",
                 revise=False,
             )["evaluation"]
@@ -258,40 +199,23 @@ class Stages:
 
         return score
 
-    def rft(self) -> None:
-        """The control: as many responses as SD-Zero sampled, verified-correct ones trained on."""
-        settings = self.recipe.rft
-        if not settings.enabled or self.run.is_done("rft"):
+    def baseline(
+        self,
+        method: str,
+        name: str | None = None,
+        settings: OptimizerSettings | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """Train one of the baselines within SD-Zero's budget. Its section must be in the recipe."""
+        name, baseline = name or method, baseline_named(method)
+        settings = settings or baseline.settings(self.recipe)
+        self.claim(name, settings)
+        if self.run.is_done(name):
             return
-        spent = self.ledger.by_stage()
-        budget = sum(spent.get(stage, {}).get("responses", 0) for stage in ("collect", "distill"))
-        questions = [*self.sets.n1, *self.sets.n2]
-        self.report(f"rft: {budget} responses on {len(questions)} questions")
-        sampler = self.sampler(self.load(self.recipe.model.path))
-        rounds = -(-budget // len(questions))
-        draws = [
-            Draw(
-                question,
-                tuple(self.roles.generator_prompt(question)),
-                seed_of(self.recipe.seed, "rft", question.id, index),
-                index,
-            )
-            for index in range(rounds)
-            for question in questions
-        ][:budget]
-        sampled = self.recipe.collect
-        graded = sampler.batches(
-            draws,
-            Sampling(sampled.temperature, sampled.max_new_tokens, sampled.top_p),
-            folder="rft/responses",
-            stage="rft",
-            batch_size=sampled.batch_size,
-        )
-        sequences = rft_sequences([(g.prompt_ids, g.token_ids, g.verdict) for g in graded], self.roles)
-        self._train("rft", [sequences], settings, settings.epochs)
+        baseline.train(self, name, settings, budget or self.budget())
 
-    def evaluate(self, name: str, model_path: str | Path) -> dict[str, Any]:
-        """Score one model on the test questions; keeps `evaluate/NAME.json`."""
+    def evaluate(self, name: str, model_path: str | Path, revise: bool = True) -> dict[str, Any]:
+        """Score one model on the test questions (or those of `evaluate.on`); keeps `evaluate/NAME.json`."""
         stored = f"evaluate/{name}.json"
         if self.run.path(stored).exists():
             return dict(self.run.read_json(stored))
@@ -304,6 +228,7 @@ class Stages:
             self.recipe.evaluate,
             seed=self.recipe.seed,
             folder=f"evaluate/{name}",
+            revise=revise,
         )
         self.run.write_json(stored, found)
         return found
@@ -328,14 +253,15 @@ class Stages:
     def models(self) -> dict[str, str]:
         """The models that evaluation compares, by name, as far as they exist."""
         found = {"base": self.recipe.model.path, "srt": self.srt_folder()}
-        for name, folder in (("sdzero", "distill/model"), ("rft", "rft/model")):
-            if self.run.path(folder).exists():
-                found[name] = str(self.run.path(folder))
+        for name in NAMES:
+            folder = self.run.path("distill/model" if name == "sdzero" else f"{name}/model")
+            if folder.exists():
+                found[name] = str(folder)
         return found
 
     def evaluate_all(self) -> dict[str, Any]:
         """Score every model of the run and write `results.json`."""
-        self._needs(self.srt_folder(), "srt")
+        self.needs(self.srt_folder(), "srt")
         for name, path in self.models().items():
             self.evaluate(name, path)
         return self.write_results()
@@ -344,7 +270,7 @@ class Stages:
         """Write `results.json` from what was evaluated and counted so far."""
         found = {
             name: self.run.read_json(f"evaluate/{name}.json")
-            for name in ("base", "srt", "sdzero", "rft")
+            for name in NAMES
             if self.run.path(f"evaluate/{name}.json").exists()
         }
         results = run_results(self.recipe, self.run, self.ledger, found)
@@ -357,7 +283,8 @@ class Stages:
             self.collect(round_)
             self.srt(round_)
         self.distill()
-        self.rft()
+        if self.recipe.rft.enabled:
+            self.baseline("rft")
         return self.evaluate_all()
 
 

@@ -4,6 +4,7 @@ Settings are pydantic models that refuse unknown keys and impossible pairs. `loa
 `recipe_io.py` reads them from YAML.
 """
 
+from string import Formatter
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -16,7 +17,8 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """The policy that is trained. `path` is `tiny` (the embedded model), a folder, or a hub id."""
+    """The policy that is trained. `path` is a folder, a hub id, or `tiny`, the embedded model of arithmetic
+    (`tiny:spelling` and `tiny:walks` are those of the other families)."""
 
     path: str = "tiny"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -41,10 +43,12 @@ class PhraseSettings(Settings):
 
 
 class FieldMap(Settings):
-    """Which column of the data holds what. `id` and `kind` may be absent from the data."""
+    """Which column of the data holds what. `id`, `kind` and `solution` (a worked one, for the baselines that
+    learn from demonstrations) may be absent from the data."""
 
     question: str = "question"
     answer: str = "answer"
+    solution: str | None = None
     id: str | None = None
     kind: str | None = None
     metadata: list[str] = Field(default_factory=list)
@@ -60,7 +64,7 @@ class DataSettings(Settings):
     that stand there with two answers; `error` refuses them.
     """
 
-    source: Literal["arithmetic", "jsonl", "huggingface", "reasoning_gym"] = "arithmetic"
+    source: Literal["arithmetic", "spelling", "walks", "jsonl", "huggingface", "reasoning_gym"] = "arithmetic"
     path: str | None = None
     subset: str | None = None
     split: str = "train"
@@ -81,7 +85,7 @@ class DataSettings(Settings):
             raise ValueError(f"source `{self.source}` needs `path`")
         if self.source == "reasoning_gym" and not self.tasks:
             raise ValueError("source `reasoning_gym` needs `tasks`")
-        if self.source in ("arithmetic", "reasoning_gym") and self.path:
+        if self.source not in ("jsonl", "huggingface") and self.path:
             raise ValueError(f"source `{self.source}` makes its questions and reads no `path`")
         wanted = self.n1 + self.n2 + self.tuning + self.test
         if self.source == "reasoning_gym" and wanted > self.pool:
@@ -230,11 +234,127 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
 
 
 class RftSettings(OptimizerSettings):
-    """The control: fine-tuning on own verified-correct responses at the same number of responses."""
+    """RFT: fine-tuning on own verified-correct responses. `enabled`: part of `sdzero run`."""
 
     enabled: bool = True
     epochs: int = Field(default=2, ge=1)
     checkpoint_every: int = Field(default=50, ge=1)
+
+
+class SftSettings(OptimizerSettings):
+    """SFT on given demonstrations: the data's worked `solutions` (`data.fields.solution`), or, where there
+    are none, its reference `answers`, each written into `answer_format`."""
+
+    demonstrations: Literal["solutions", "answers"] = "solutions"
+    answer_format: str = "\\boxed{{{answer}}}"
+    epochs: int = Field(default=2, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+    @field_validator("answer_format")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        return _with_places(value, {"answer"})
+
+
+class GrpoSettings(OptimizerSettings):
+    """GRPO (arXiv 2402.03300) by TRL's trainer. `batch_size` counts responses a step, of which
+    `responses_per_question` belong to one question. Sampling is untruncated unless `top_p` is lowered."""
+
+    responses_per_question: int = Field(default=4, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    kl_weight: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=0.2, gt=0)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.batch_size % self.responses_per_question:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of responses_per_question"
+                f" ({self.responses_per_question})"
+            )
+        return self
+
+
+class OnPolicySettings(OptimizerSettings):
+    """What on-policy baselines share: one response a question; `batch_size` counts questions a step."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    normalize: Literal["tokens", "sequences"] = "tokens"
+    checkpoint_every: int = Field(default=50, ge=1)
+
+
+class SdftSettings(OnPolicySettings):
+    """SDFT (arXiv 2601.19897): self-distillation from a teacher that reads the question with a reference.
+
+    The teacher is the base model on `template`, where `{question}` and `{reference}` are filled in: the
+    reference is the data's `solution` or its `answer`. `sync` as in phase 2.
+    """
+
+    reference: Literal["solution", "answer"] = "answer"
+    template: str = "{question}\n\nThe answer is {reference}."
+    divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
+    chunk_tokens: int = Field(default=1024, ge=1)
+    sync: Literal["never", "epoch", "steps"] = "never"
+    sync_every: int | None = Field(default=None, ge=1)
+
+    @field_validator("template")
+    @classmethod
+    def _has_places(cls, value: str) -> str:
+        return _with_places(value, {"question", "reference"})
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if (self.sync == "steps") != (self.sync_every is not None):
+            raise ValueError("sync_every goes with sync: steps, and only with it")
+        return self
+
+
+class NegativeSettings(OnPolicySettings):
+    """The control of arXiv 2608.31046: policy gradient with a constant negative `advantage` on the tokens
+    of wrong responses and none on right ones; no teacher."""
+
+    advantage: float = Field(default=-1.0, lt=0)
+
+
+class BudgetSettings(Settings):
+    """What every baseline may sample for training: as many `responses`, or sampled `tokens`, as given, or,
+    where nothing is given, as SD-Zero spent in the same run. `match` says which of the two is matched."""
+
+    match: Literal["responses", "tokens"] = "responses"
+    responses: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+
+
+class CompareSettings(Settings):
+    """The learning-rate search of `sdzero compare`: each method's rate in the recipe times each of
+    `rate_factors`, trained with the seed `search_seed`, scored on the tuning set."""
+
+    rate_factors: list[float] = Field(default=[0.5, 1.0, 2.0], min_length=1)
+    search_seed: int = 1000
+
+    @field_validator("rate_factors")
+    @classmethod
+    def _distinct_and_positive(cls, value: list[float]) -> list[float]:
+        if any(factor <= 0 for factor in value) or len(set(value)) < len(value):
+            raise ValueError("rate_factors must be distinct and above 0")
+        return value
+
+
+def _with_places(template: str, places: set[str]) -> str:
+    """The template, if it has exactly these places; else ValueError."""
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as fault:
+        raise ValueError(f"{template!r} is no template: {fault}; write {{{{ and }}}} for braces") from fault
+    if found != places:
+        wanted = " and ".join(f"{{{name}}}" for name in sorted(places))
+        raise ValueError(f"{template!r} must have the places {wanted} and no other")
+    return template
 
 
 class EvaluateSettings(SamplingSettings):
@@ -262,6 +382,12 @@ class Recipe(Settings):
     srt: SrtSettings
     distill: DistillSettings
     rft: RftSettings
+    sft: SftSettings | None = None
+    grpo: GrpoSettings | None = None
+    sdft: SdftSettings | None = None
+    negative: NegativeSettings | None = None
+    budget: BudgetSettings = BudgetSettings()
+    compare: CompareSettings = CompareSettings()
     evaluate: EvaluateSettings
 
     @model_validator(mode="after")

@@ -11,7 +11,18 @@ from sdzero.recipe import Recipe
 from sdzero.run_dir import RunDir
 
 SCHEMA = 1
-NAMES = {"base": "base", "rft": "RFT (same responses)", "srt": "SRT", "sdzero": "SD-Zero"}
+NAMES = {
+    "base": "base",
+    "sft": "SFT",
+    "rft": "RFT (same responses)",
+    "grpo": "GRPO (same responses)",
+    "sdft": "SDFT (same responses)",
+    "negative": "negative advantage (same responses)",
+    "srt": "SRT",
+    "sdzero": "SD-Zero",
+}
+"""Methods in the order in which tables show them."""
+BASELINES = ("sft", "rft", "grpo", "sdft", "negative")
 TRAINING_STAGES = ("collect", "srt", "distill")
 """The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart."""
 
@@ -22,13 +33,13 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
     responses = {
         "base": 0,
         "srt": spent.get("collect", {}).get("responses", 0),
-        "rft": spent.get("rft", {}).get("responses", 0),
+        **{name: spent.get(name, {}).get("responses", 0) for name in BASELINES},
     }
     responses["sdzero"] = responses["srt"] + spent.get("distill", {}).get("responses", 0)
     seconds = {
         "base": 0.0,
         "srt": sum(spent.get(s, {}).get("seconds", 0.0) for s in ("collect", "srt")),
-        "rft": spent.get("rft", {}).get("seconds", 0.0),
+        **{name: spent.get(name, {}).get("seconds", 0.0) for name in BASELINES},
     }
     seconds["sdzero"] = seconds["srt"] + spent.get("distill", {}).get("seconds", 0.0)
     return {

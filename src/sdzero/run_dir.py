@@ -28,6 +28,8 @@ SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 LOCK_NAME, MANIFEST_NAME, RECIPE_NAME = ".lock", "manifest.json", "recipe.yaml"
 PACKAGES = ("torch", "transformers", "trl", "sdzero")
+GUARDED_BY_STAGES = ("sft", "grpo", "sdft", "negative", "compare")
+"""Sections of the recipe whose stages keep, and check, the settings that they were trained with."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()
@@ -271,21 +273,31 @@ class RunDir:
                 "use the version of sdzero that made it, or choose a new folder",
             )
         if manifest.get("recipe_sha256") != sha256:
-            raise self._different_recipe(recipe)
+            self._refuse_different_recipe(recipe)
         if not self.path(RECIPE_NAME).exists():
             self.write_text(RECIPE_NAME, dump_recipe(recipe))
 
-    def _different_recipe(self, recipe: Recipe) -> UserError:
+    def _refuse_different_recipe(self, recipe: Recipe) -> None:
+        """Raise UserError unless only what stages guard themselves differs, or keys that are new here.
+
+        A baseline's section may come later or change: its stage keeps the settings it was trained with.
+        """
         stored = self.path(RECIPE_NAME)
         todo = "use the folder's own recipe to resume it, or choose a new folder"
         if not stored.exists():
-            return UserError("the folder holds a run of a different recipe", str(self.root), todo)
-        differences = differing_keys(load_recipe(stored), recipe)
+            raise UserError("the folder holds a run of a different recipe", str(self.root), todo)
+        differences = [
+            line
+            for line in differing_keys(load_recipe(stored), recipe)
+            if re.split(r"[.:]", line)[0] not in GUARDED_BY_STAGES
+        ]
+        if not differences:
+            return
         shown = differences[:SHOWN_DIFFERENCES]
         if len(differences) > len(shown):
             shown.append(f"and {len(differences) - len(shown)} more")
         listed = "".join(f"\n  - {line}" for line in shown)
-        return UserError(f"the folder holds a run of a different recipe:{listed}", str(self.root), todo)
+        raise UserError(f"the folder holds a run of a different recipe:{listed}", str(self.root), todo)
 
 
 def _cut_torn_end(file: BinaryIO) -> None:
@@ -310,7 +322,7 @@ def _unwritable(file: Path, error: OSError) -> UserError:
 
 
 def _marker(stage: str) -> str:
-    name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+    name = r"[A-Za-z0-9][A-Za-z0-9._@-]*"
     if not re.fullmatch(rf"{name}(?:/{name})*", stage):
         raise ValueError(f"not a stage name: {stage!r}")
     return f"stages/{stage}.json"

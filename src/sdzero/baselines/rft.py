@@ -1,15 +1,79 @@
-"""The control: rejection-sampling fine-tuning (RFT) on the model's own verified-correct responses.
+"""RFT, rejection-sampling fine-tuning: training on the model's own verified-correct responses.
 
-As many responses are sampled as SD-Zero samples; the correct ones are trained on once each, with
-weight 1 on every token of the response, end token included (`sdzero.method.srt.train_weighted`).
-What SD-Zero gains over it cannot come from more samples or from filtering.
+As many responses are sampled from the base model as SD-Zero samples; the correct ones are trained on
+once each, with weight 1 on every token of the response, end token included
+(`sdzero.method.srt.train_weighted`, a subclass of TRL's SFTTrainer). What SD-Zero gains over it cannot
+come from more samples or from filtering.
 """
 
 from collections.abc import Sequence
 
 from sdzero.errors import UserError
+from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.method.roles import Roles, WeightedSequence
+from sdzero.questions.question import Question
+from sdzero.recipe import RftSettings, SamplingSettings
+from sdzero.rollout.engine import Sampling, seed_of
+from sdzero.run_context import Budget, RunContext
 from sdzero.verify.verdict import Verdict
+
+
+def train_rft(context: RunContext, name: str, settings: RftSettings, budget: Budget) -> None:
+    """Sample from the base model within the budget, and train it on what is right; kept in `name`.
+
+    Trainings with other settings in the same run share the responses, which are counted once, under `rft`
+    (`rft@tokens` for a budget of tokens).
+    """
+    if context.run.is_done(name):
+        return
+    questions = context.training_questions
+    context.report(f"{name}: {budget} on {len(questions)} questions")
+    shared = "rft" if budget.match == "responses" else "rft@tokens"
+    sampler = context.sampler(context.load(context.recipe.model.path))
+    graded = sample_within(
+        budget, questions, sampler, context.recipe.collect, f"{shared}/responses", shared, context.recipe.seed
+    )
+    sequences = rft_sequences([(g.prompt_ids, g.token_ids, g.verdict) for g in graded], context.roles)
+    context.train_on(name, [sequences], settings, ledger_stage=name)
+
+
+def sample_within(
+    budget: Budget,
+    questions: Sequence[Question],
+    sampler: GradedSampler,
+    settings: SamplingSettings,
+    folder: str,
+    stage: str,
+    seed: int,
+) -> list[Graded]:
+    """Graded responses, question after question and round after round, until the budget is spent.
+
+    A budget of responses is spent to the last one, one of tokens to within a response or so: the last
+    batches are made as small as what is left, by the mean length so far.
+    """
+    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.top_p)
+    graded: list[Graded] = []
+    spent, number = 0, 0
+    while spent < budget.amount:
+        left = budget.amount - spent
+        if budget.match == "tokens":
+            mean = spent / len(graded) if graded else settings.max_new_tokens
+            left = max(1, int(left / mean))
+        places = range(len(graded), len(graded) + min(settings.batch_size, left))
+        draws = []
+        for place in places:
+            round_, position = divmod(place, len(questions))
+            question = questions[position]
+            prompt = tuple(sampler.roles.generator_prompt(question))
+            draws.append(Draw(question, prompt, seed_of(seed, "rft", question.id, round_), round_))
+        if not number:
+            everything = [(q, sampler.roles.generator_prompt(q)) for q in questions]
+            sampler.check_fits(everything, sampling.max_new_tokens)
+        batch = sampler.batch(draws, sampling, f"{folder}/batch-{number:05d}.jsonl", stage)
+        graded += batch
+        spent += len(batch) if budget.match == "responses" else sum(g.sampled_tokens for g in batch)
+        number += 1
+    return graded
 
 
 def rft_sequences(

@@ -87,6 +87,25 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of several p-values, in their order (Holm 1979).
+
+    The i-th smallest of m (from 0) becomes the largest of (m - j) * p_j over j <= i, at most 1. The
+    chance that any true null hypothesis falls below alpha is then at most alpha.
+
+    Raises:
+        ValueError: a p-value is not in [0, 1].
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values are between 0 and 1, not {list(p_values)}")
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def interval_over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
     """Student's t interval (low, high) of the mean over seeds; None for one seed, which shows no spread.
 

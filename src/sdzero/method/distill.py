@@ -48,7 +48,8 @@ from sdzero.questions.question import Question
 from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 
-STAGE = "distill"
+SEEDED_AS = "distill"
+"""The rollouts' seeds depend on this word, not on the stage's name: runs under two names are alike."""
 COUNTED = "counted.json"
 """In a checkpoint: how many rollouts were left out so far, and why."""
 
@@ -89,6 +90,7 @@ class SelfDistillationTrainer(Trainer):
         rehearsal: sequences of the revision loss, for `rehearsal_weight`.
         tuning_score: called every `eval_steps`; returns a score in [0, 1] (and more) of the student.
         report: called with each step's metrics.
+        stage: the folder and the ledger's stage under which rollouts are kept and counted.
     """
 
     args: SelfDistillationConfig
@@ -106,6 +108,7 @@ class SelfDistillationTrainer(Trainer):
         report: Callable[[dict[str, Any]], None] | None = None,
         checkpoint_every: int = 50,
         early_stop_patience: int | None = None,
+        stage: str = "distill",
     ) -> None:
         if not questions:
             raise UserError("phase 2 has no questions", "data.n2", "give data.n2 at least one question")
@@ -127,6 +130,7 @@ class SelfDistillationTrainer(Trainer):
         check_output_head(teacher.model)
         pad = processing_class.pad_token_id
         self.pad_id = int(processing_class.eos_token_id if pad is None else pad)
+        self.stage = stage
         self.teacher = teacher
         self.questions = list(questions)
         self.sampler = sampler
@@ -186,12 +190,12 @@ class SelfDistillationTrainer(Trainer):
             Draw(
                 question,
                 tuple(self.sampler.roles.generator_prompt(question)),
-                seed_of(self.args.seed, STAGE, step, question.id),
+                seed_of(self.args.seed, SEEDED_AS, step, question.id),
             )
             for question in questions
         ]
         sampling = Sampling(self.args.temperature, self.args.max_new_tokens, self.args.top_p)
-        return self.sampler.batch(draws, sampling, f"{STAGE}/rollouts/step-{step:06d}.jsonl", STAGE)
+        return self.sampler.batch(draws, sampling, f"{self.stage}/rollouts/step-{step:06d}.jsonl", self.stage)
 
     def _pairs(self, graded: Sequence[Graded]) -> list[tuple[DistillationPair, int]]:
         pairs = []
@@ -306,7 +310,7 @@ class SelfDistillationTrainer(Trainer):
         step, self._step = self._step, {}
         seconds = time.monotonic() - step["started"]
         self.sampler.ledger.record(
-            STAGE,
+            self.stage,
             f"update-{self.state.global_step:06d}",
             trained_tokens=step["target_tokens"],
             teacher_tokens=step["teacher_tokens"],

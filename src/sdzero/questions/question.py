@@ -11,7 +11,8 @@ class Question:
 
     `id` is unique within a source; `text` is what the model reads; `answer` is the reference answer
     (never shown to the model); `kind` groups questions in statistics; `metadata` is JSON-like data
-    that a verifier may need (a reasoning-gym entry, tests).
+    that a verifier may need (a reasoning-gym entry, tests). `solution` is a worked one, where the data has
+    them: only the baselines that learn from demonstrations read it.
     """
 
     id: str
@@ -19,3 +20,4 @@ class Question:
     answer: str
     kind: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    solution: str = ""

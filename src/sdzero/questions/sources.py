@@ -187,6 +187,8 @@ def _columns(fields: FieldMap) -> Iterator[tuple[str, str]]:
         yield "id", fields.id
     if fields.kind is not None:
         yield "kind", fields.kind
+    if fields.solution is not None:
+        yield "solution", fields.solution
     for column in fields.metadata:
         yield "metadata", column
 
@@ -212,7 +214,21 @@ def question_from_row(row: Mapping[str, Any], fields: FieldMap, where: str, defa
         answer=_answer(row, fields.answer, where),
         kind=kind,
         metadata={column: _json_like(row[column], column, where) for column in fields.metadata},
+        solution="" if fields.solution is None else _solution(row[fields.solution], fields.solution, where),
     )
+
+
+def _solution(value: Any, column: str, where: str) -> str:
+    """A worked solution; a row may be without one."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"the solution in column `{column}` is {_a_kind_of(value)}, not text",
+            where,
+            "name a column of strings in data.fields.solution",
+        )
+    return value
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -1,0 +1,156 @@
+"""What the stages and the baselines of one run share: its folder, questions, verifier, models, budget."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sdzero.errors import UserError
+from sdzero.ledger import Ledger
+from sdzero.method.graded import Grade, GradedSampler
+from sdzero.method.roles import Roles, WeightedSequence
+from sdzero.method.srt import train_weighted
+from sdzero.models import load_model, save_model
+from sdzero.questions.question import Question
+from sdzero.questions.splits import QuestionSets
+from sdzero.recipe import OptimizerSettings, Recipe
+from sdzero.rollout.engine import RolloutEngine
+from sdzero.run_dir import RunDir
+from sdzero.step_log import StepLog
+
+Report = Callable[[str], None]
+EngineMaker = Callable[[PreTrainedModel, Roles], RolloutEngine]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may sample for training: `amount` responses, or `amount` sampled tokens."""
+
+    match: Literal["responses", "tokens"]
+    amount: int
+
+    def spent(self, counts: dict[str, Any]) -> int:
+        """How much of it the counts of a ledger's stage stand for."""
+        return int(counts.get("responses" if self.match == "responses" else "sampled_tokens", 0))
+
+    def __str__(self) -> str:
+        return f"{self.amount:,} {'responses' if self.match == 'responses' else 'sampled tokens'}"
+
+
+@dataclass
+class RunContext:
+    """One run's surroundings. Stages read the files of the stage before and leave their own."""
+
+    recipe: Recipe
+    run: RunDir
+    ledger: Ledger
+    tokenizer: PreTrainedTokenizerBase
+    roles: Roles
+    sets: QuestionSets
+    grade: Grade
+    report: Report
+    progress: Callable[[str, int, int], None]
+    make_engine: EngineMaker
+
+    @property
+    def training_questions(self) -> list[Question]:
+        """What every method is trained on: N1 and N2."""
+        return [*self.sets.n1, *self.sets.n2]
+
+    def sampler(self, model: PreTrainedModel) -> GradedSampler:
+        """A sampler of graded responses with `model`'s weights."""
+        engine = self.make_engine(model, self.roles)
+        return GradedSampler(engine, self.roles, self.grade, self.run, self.ledger, self.progress)
+
+    def load(self, path: str | Path) -> PreTrainedModel:
+        """Load a model with the recipe's dtype and device."""
+        return load_model(str(path), self.recipe.model)
+
+    def needs(self, folder: str | Path, stage: str) -> None:
+        """Raise UserError if what the stage before makes is not there."""
+        if not Path(folder).exists():
+            raise UserError(
+                f"this stage needs what `{stage}` makes", str(folder), f"run `sdzero {stage}` first"
+            )
+
+    def budget(self, match: Literal["responses", "tokens"] | None = None, after: str = "distill") -> Budget:
+        """What a baseline may sample: the recipe's amount, or what SD-Zero spent in this run.
+
+        `after` is the stage that was SD-Zero's phase 2. Raises UserError if neither amount is known.
+        """
+        own = self.recipe.budget
+        match = match or own.match
+        amount = own.responses if match == "responses" else own.tokens
+        if amount is None:
+            spent = self.ledger.by_stage()
+            if not self.run.is_done(after):
+                raise UserError(
+                    "the budget is what SD-Zero samples, and it has not run here",
+                    str(self.run.path(after)),
+                    f"run SD-Zero in this folder first, or set budget.{match}",
+                )
+            both = Budget(match, 0)
+            amount = sum(both.spent(spent.get(stage, {})) for stage in ("collect", after))
+        return Budget(match, amount)
+
+    def train_log(self, stage: str, part: int = 0) -> Callable[[dict[str, Any]], None]:
+        """A function that keeps each step's numbers in the stage's log and shows the progress."""
+        step_log = StepLog(self.run, f"{stage}/log.jsonl", part)
+
+        def log(values: dict[str, Any]) -> None:
+            step, last = int(values.get("step", 0)), int(values.get("max_steps", 0))
+            step_log.append(values)
+            if last:
+                self.progress(f"{stage}/steps", step, last)
+
+        return log
+
+    def train_on(
+        self, name: str, stages: Sequence[Sequence[WeightedSequence]], settings: Any, *, ledger_stage: str
+    ) -> None:
+        """Train the base model on weighted sequences, stage by stage, and keep the model in `name`."""
+        model = self.load(self.recipe.model.path)
+        for number, sequences in enumerate(stages):
+            train_weighted(
+                model,
+                self.tokenizer,
+                sequences,
+                settings,
+                epochs=settings.epochs,
+                checkpoint_every=settings.checkpoint_every,
+                output_dir=self.run.path(f"{name}/checkpoints-{number}"),
+                seed=self.recipe.seed,
+                gradient_checkpointing=self.recipe.model.gradient_checkpointing,
+                log=self.train_log(name, number),
+                ledger=self.ledger,
+                stage=ledger_stage,
+                key=f"{name}/{number}",
+            )
+        self.keep(name, model, {"sequences": sum(map(len, stages))})
+
+    def claim(self, name: str, settings: OptimizerSettings) -> None:
+        """Note with which settings a stage is trained; a stage trained with others cannot be gone on with.
+
+        Raises UserError that names the settings that differ.
+        """
+        file, own = f"{name}/settings.json", settings.model_dump(mode="json")
+        if not self.run.path(file).exists():
+            self.run.write_json(file, own)
+            return
+        stored = self.run.read_json(file)
+        differing = [key for key in own if stored.get(key) != own[key]]
+        if differing or set(stored) != set(own):
+            shown = ", ".join(f"{key}: {stored.get(key)!r} there, {own[key]!r} now" for key in differing)
+            raise UserError(
+                f"`{name}` was trained with other settings ({shown})",
+                str(self.run.path(file)),
+                "choose another --output, or remove this stage's folder to train it again",
+            )
+
+    def keep(self, name: str, model: PreTrainedModel, facts: dict[str, Any]) -> None:
+        """Save a finished stage's model; optimizer states are of no use once it is there."""
+        save_model(model, self.tokenizer, self.run.path(f"{name}/model"))
+        self.run.mark_done(name, facts)
+        self.run.remove_folders(name, "checkpoints*")
