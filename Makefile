@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test slow check format tiny bench figures clean
+.PHONY: help env demo test slow check format tiny bench figures comparison clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,11 +49,16 @@ format: $(READY) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-tiny: $(READY) ## train the embedded model again (about 20 minutes on two cores)
+tiny: $(READY) ## train the three embedded models again (about an hour on two cores)
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
+	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/spelling --world spelling
+	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/walks --world walks
 
 bench: $(READY) ## time sampling against model.generate, side by side
 	$(BIN)/python benchmarks/rollout_speed.py
+
+comparison: $(READY) ## compare the methods and run the studies on three families (hours), and fill in the tables
+	$(BIN)/python benchmarks/comparison.py --output runs/comparison --write
 
 figures: $(READY) ## measure every figure of the documents again (about half an hour), and fill them in
 	$(BIN)/python benchmarks/demo_figures.py --output runs/figures --seeds 3 --write

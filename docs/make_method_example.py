@@ -13,7 +13,7 @@ from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.tiny import MODEL_NAME
-from sdzero.tiny.world import make_problem, solution
+from sdzero.tiny.arithmetic import make_problem, solution
 
 PAGE = Path(__file__).parent / "method.md"
 BEGIN, END = "<!-- example:begin -->", "<!-- example:end -->"

@@ -64,8 +64,10 @@ SECTIONS = {
     " the section of each method that it is to run.",
     "grpo": "GRPO, by TRL's trainer.",
     "sdft": "SDFT: self-distillation from a teacher that reads the question with a reference.",
-    "negative": "A control: policy gradient with a constant negative advantage on wrong responses, no teacher.",
-    "budget": "What every baseline may sample for training. With neither number: what SD-Zero spent in the run.",
+    "negative": "A control: policy gradient with a constant negative advantage on wrong responses.",
+    "alarms": "When training has collapsed and is stopped. See [troubleshooting.md](troubleshooting.md).",
+    "budget": "What every baseline may sample for training. With neither number: what SD-Zero spent in the"
+    " same run.",
     "compare": "The learning-rate search of `sdzero compare`.",
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
 }
@@ -119,7 +121,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seed": "Seed of sampling, of training order and of which traces are kept.",
     },
     "model": {
-        "path": "`tiny`, `tiny:spelling`, `tiny:walks` (embedded models), a folder that `save_pretrained` wrote, or a hub id.",
+        "path": "`tiny`, `tiny:spelling`, `tiny:walks` (embedded models), a folder that `save_pretrained`"
+        " wrote, or a hub id.",
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",
         "device": "`auto` is the GPU if there is one.",
@@ -227,8 +230,19 @@ MEANINGS: dict[str, dict[str, str]] = {
         "sync_every": "Steps between syncs, with `sync: steps`.",
     },
     "negative": ON_POLICY | {"advantage": "The advantage of each token of a wrong response."},
+    "alarms": {
+        "enabled": "Whether training is watched.",
+        "window": "Steps over which a measure is averaged.",
+        "length_shrink": "Stop when responses are shorter than this times those of the first steps.",
+        "length_growth": "Stop when they are longer than this times those of the first steps.",
+        "entropy_floor": "Stop when the entropy, in nats per token, falls below this.",
+        "entropy_growth": "Stop when it is above this times that of the first steps.",
+        "reward_drop": "Stop when the mean reward falls below this times that of the best window.",
+        "gradient_growth": "Stop when the median gradient norm is above this times the median before.",
+    },
     "budget": {
-        "match": "What is equal over the methods. `NAME@tokens` in `sdzero compare` matches tokens for one method.",
+        "match": "What is equal over the methods. `NAME@tokens` in `sdzero compare` matches tokens for one"
+        " method.",
         "responses": "Responses that a baseline may sample.",
         "tokens": "Tokens that a baseline may sample.",
     },

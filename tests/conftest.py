@@ -46,3 +46,27 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = sdzero("run", micro_recipe(folder), "-o", folder / "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture
+def micro_settings(tmp_path: Path) -> Any:
+    """The micro recipe's settings."""
+    from sdzero.recipe_io import load_recipe
+    from support import micro_recipe
+
+    return load_recipe(micro_recipe(tmp_path / "micro-recipe"))
+
+
+@pytest.fixture(scope="session")
+def micro_compare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished comparison of the micro recipe, every method; tests only read it."""
+    from support import micro_recipe, sdzero
+
+    folder = tmp_path_factory.mktemp("compared")
+    methods = "base,sft,rft,grpo,grpo@tokens,sdft,negative,srt,sdzero"
+    recipe = micro_recipe(folder)
+    output = folder / "compare"
+    # Nine methods on three seeds: minutes where other work shares the machine.
+    done = sdzero("compare", recipe, "--methods", methods, "--seeds", "2", "-o", output, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return output

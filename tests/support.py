@@ -56,6 +56,23 @@ MICRO: dict[str, Any] = {
         "epochs": 1,
         "checkpoint_every": 2,
     },
+    "sft": {
+        "demonstrations": "answers",
+        "learning_rate": 3.0e-4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "epochs": 1,
+    },
+    "grpo": {
+        "learning_rate": 2.0e-4,
+        "batch_size": 16,
+        "micro_batch_size": 8,
+        "responses_per_question": 2,
+        "max_new_tokens": 64,
+    },
+    "sdft": {"learning_rate": 1.0e-4, "batch_size": 16, "micro_batch_size": 8, "max_new_tokens": 64},
+    "negative": {"learning_rate": 1.0e-4, "batch_size": 16, "micro_batch_size": 8, "max_new_tokens": 64},
+    "compare": {"rate_factors": [0.5, 1.0]},
     "evaluate": {"k": 2, "max_new_tokens": 64, "batch_size": 6},
 }
 """Every stage on the embedded model in seconds; the teacher is synced, and traces are rehearsed."""
@@ -83,10 +100,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
 
 
-def sdzero(*arguments: str | Path, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+def sdzero(*arguments: str | Path, timeout: float = 120, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, for at most `timeout` seconds."""
     keywords.setdefault("env", environment())
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **keywords)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, **keywords)
 
 
 def read_jsonl(path: Path) -> list[Any]:

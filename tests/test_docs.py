@@ -16,7 +16,9 @@ from sdzero.cli import app
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
-from sdzero.tiny import corpus, model_folder, world
+from sdzero.tiny import arithmetic as world
+from sdzero.tiny import corpus, model_folder
+from sdzero.tiny.problem import PRETRAINING_SHARE, is_pretraining
 from sdzero.verify.pool import VerifierPool
 from sdzero.verify.verdict import Outcome
 
@@ -229,9 +231,9 @@ def test_the_figures_of_the_model_card() -> None:
     stops = rows["ends after a right attempt was repeated, with probability"][0]
     assert float(stops) == corpus.SHARE_STOP_AFTER_RIGHT
     problems = [problem for kind in world.KINDS for problem in world.all_problems(kind)]
-    after = [problem for problem in problems if not world.is_pretraining(problem.text)]
+    after = [problem for problem in problems if not is_pretraining(problem.text)]
     assert f"{len(problems):,} distinct questions" in text
-    assert f"{world.PRETRAINING_SHARE} in 100" in text
+    assert f"{PRETRAINING_SHARE} in 100" in text
     assert f"the rest ({len(after):,})" in text
 
 

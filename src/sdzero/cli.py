@@ -141,7 +141,7 @@ def run(
         if seeds == 1:
             print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder)
             return
-        from sdzero.compare import with_seed
+        from sdzero.compare_methods import with_seed
         from sdzero.results import over_seeds
         from sdzero.run_dir import RunDir
 
@@ -262,7 +262,7 @@ def compare(
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
         from sdzero.compare import compare as run_compare
-        from sdzero.compare import parse_methods
+        from sdzero.compare_methods import parse_methods
         from sdzero.compare_results import compare_table, notes
 
         folder = output or Path("runs") / f"{settings.name}-compare"
@@ -272,6 +272,54 @@ def compare(
         for line in notes(results):
             report(line)
         report(f"results: {folder / 'compare.json'}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which study; `list` lists them.", show_default=False)],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, a YAML file.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder (default: runs/NAME-compare).", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 3,
+    debug: Debug = False,
+) -> None:
+    """One of the paper's studies, beside the runs of a comparison in the same folder.
+
+    Example: sdzero study loss recipes/demo.yaml --seeds 3
+    """
+
+    def work() -> None:
+        from sdzero.studies.run import (
+            STUDIES,
+            measured_lines,
+            paper_line,
+            run_study,
+            study_named,
+            study_notes,
+            study_table,
+        )
+
+        if name == "list":
+            for one in STUDIES.values():
+                report(f"{one.name}: {one.asks}")
+            return
+        wanted = study_named(name)
+        if recipe is None:
+            raise UserError("a study needs a recipe", "RECIPE", f"sdzero study {name} recipes/demo.yaml")
+        settings = load_recipe(recipe, overrides or [])
+        folder = output or Path("runs") / f"{settings.name}-compare"
+        results = run_study(settings, folder, wanted, seeds, report, Lines())
+        console.print(study_table(results))
+        for line in (study_notes(results), *measured_lines(results), paper_line(results)):
+            report(line)
+        report(f"results: {folder / f'study-{name}.json'}")
 
     guarded(work, debug)
 

@@ -52,7 +52,8 @@ def compare_results(
             "per_seed": averages,
             "pass_at_k": _mean([one["pass_at_k"] for one in evaluations]),
             "mean_tokens": _mean([one["mean_tokens"] for one in evaluations]),
-            "learning_rate": search["methods"].get(name, {}).get("learning_rate"),
+            "learning_rate": search["methods"].get(name.partition("@")[0], {}).get("learning_rate"),
+            "collapsed_seeds": [s for s, one in zip(seeds, found, strict=True) if one[name].get("collapsed")],
             "revision": _revision([one[name]["scores"]["revision"] for one in found]),
             **{key: _mean([cost[key] for cost in costs]) for key in COSTS},
         }
@@ -65,34 +66,56 @@ def compare_results(
         "k": recipe.evaluate.k,
         "on": recipe.evaluate.on,
         "match": recipe.budget.match,
+        "budget": getattr(recipe.budget, recipe.budget.match),
         "methods": own,
-        "against": against(names, found),
+        "against": paired(names, found, REFERENCE, reference_first=True),
         "search": dict(search),
         "versions": package_versions(),
         "recipe_sha256": recipe_sha256(recipe),
     }
 
 
-def against(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """SD-Zero minus each other method; `p` is Holm-corrected, `p_alone` is not."""
-    reference = question_means([one[REFERENCE]["scores"] for one in found])
+def paired(
+    names: Sequence[str], found: Sequence[Mapping[str, Any]], reference: str, reference_first: bool
+) -> dict[str, Any]:
+    """Each method's difference from the reference: reference minus method, or the other way round.
+
+    `p` is Holm-corrected over the methods, `p_alone` is not. Methods that were scored on questions of
+    which the reference saw fewer than two have no difference.
+    """
+    own = question_means([one[reference]["scores"] for one in found])
     compared: dict[str, Any] = {}
     for name in names:
-        if name == REFERENCE:
-            continue
         other = question_means([one[name]["scores"] for one in found])
-        shared = [question for question in reference if question in other]
-        paired = paired_difference([reference[q] for q in shared], [other[q] for q in shared])
+        shared = [question for question in own if question in other]
+        if name == reference or len(shared) < 2:
+            continue
+        first, second = (own, other) if reference_first else (other, own)
+        difference = paired_difference([first[q] for q in shared], [second[q] for q in shared])
         compared[name] = {
-            "difference": paired.difference,
-            "interval": list(paired.interval),
-            "p_alone": paired.p,
+            "difference": difference.difference,
+            "interval": list(difference.interval),
+            "interval_over_seeds": _over_seeds(name, found, reference, reference_first),
+            "p_alone": difference.p,
             "questions": len(shared),
         }
     corrected = holm([one["p_alone"] for one in compared.values()])
     for one, p in zip(compared.values(), corrected, strict=True):
         one["p"] = p
     return compared
+
+
+def _over_seeds(
+    name: str, found: Sequence[Mapping[str, Any]], reference: str, reference_first: bool
+) -> list[float] | None:
+    """The 95% interval of the seeds' differences in avg, on these questions; None for one seed."""
+    sign = 1 if reference_first else -1
+    pairs = [
+        (one[reference]["scores"]["evaluation"]["avg"], one[name]["scores"]["evaluation"]["avg"])
+        for one in found
+    ]
+    interval = interval_over_seeds([sign * (own - other) for own, other in pairs])
+    return None if interval is None else list(interval)
 
 
 def question_means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -130,6 +153,11 @@ def percent(value: float, interval: Sequence[float] | None = None, sign: str = "
     return text if interval is None else f"{text} [{interval[0]:{sign}.1%}, {interval[1]:{sign}.1%}]"
 
 
+def bounds(interval: Sequence[float] | None) -> str:
+    """An interval of differences as per cent."""
+    return "" if interval is None else f"[{interval[0]:+.1%}, {interval[1]:+.1%}]"
+
+
 def p_value(p: float) -> str:
     """A p-value to two digits, very small ones as a bound."""
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
@@ -145,6 +173,7 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
                 label(name),
                 percent(own["mean"], own["interval"]),
                 "" if difference is None else percent(difference["difference"], difference["interval"], "+"),
+                "" if difference is None else bounds(difference["interval_over_seeds"]),
                 "" if difference is None else p_value(difference["p"]),
                 f"{own['pass_at_k']:.1%}",
                 f"{own['mean_tokens']:.1f}",
@@ -164,6 +193,7 @@ def columns(results: Mapping[str, Any]) -> list[str]:
         "",
         f"avg@{k}",
         "SD-Zero minus it",
+        "over seeds",
         "p",
         f"pass@{k}",
         "tokens",
@@ -179,24 +209,36 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     search = results["search"]
     lines = [
         f"{len(results['seeds'])} seeds, {results['questions']} distinct {results['on']} questions."
-        " Brackets after avg: 95% interval over seeds. Differences: paired over distinct questions on means"
-        " over seeds; p by sign flips, Holm-corrected over the methods here. All of it is conditional on one"
-        " base model.",
+        " Brackets after avg, and in the column `over seeds`: 95% interval over seeds, for these questions."
+        " Differences: paired over distinct questions on means over seeds, with a 95% interval over"
+        " questions, and p by sign flips, Holm-corrected over the methods here; both are for these trained"
+        " models. All of it is conditional on one base model.",
     ]
-    if search["methods"]:
-        edges = [label(name) for name, own in search["methods"].items() if own["at_the_edge"]]
+    if len(search["factors"]) > 1:
+        edges = [
+            label(name)
+            for name, own in search["methods"].items()
+            if own["at_the_edge"] and name in {one.partition("@")[0] for one in results["methods"]}
+        ]
         lines.append(
             f"Learning rates: the best of {len(search['factors'])} for every method, on"
             f" {search['questions']} tuning questions with seed {search['seed']}; the search took"
-            f" {search['cost']['responses']:,} responses and {search['cost']['seconds']:,.0f} s."
+            f" {search['cost']['responses']:,} responses and {search['cost']['seconds']:,.0f} s, scoring"
+            " included."
             + (f" The best is at the edge of what was tried for: {', '.join(edges)}." if edges else "")
+        )
+    collapsed = [label(name) for name, own in results["methods"].items() if own["collapsed_seeds"]]
+    if collapsed:
+        lines.append(
+            f"Stopped by an alarm on at least one seed, and scored as it was before: {', '.join(collapsed)}."
         )
     return lines
 
 
 def compare_table(results: Mapping[str, Any]) -> Table:
     """The table of a comparison."""
-    title = f"{results['family']}: methods at one budget ({results['match']})"
+    given = "" if results["budget"] is None else f", baselines: {results['budget']:,}"
+    title = f"{results['family']}: methods at one budget ({results['match']}{given})"
     table = Table(title=title, title_justify="left")
     for column in columns(results):
         table.add_column(column, justify="right" if column else "left")

@@ -70,7 +70,7 @@ def architecture_folder(model_path: str) -> Path:
     """Where the configuration and tokenizer of a recipe's model are found without the model itself."""
     if model_path in KNOWN_ARCHITECTURES:
         return Path(str(files("sdzero"))) / "architectures" / KNOWN_ARCHITECTURES[model_path]
-    if model_path == tiny.MODEL_NAME or Path(model_path).is_dir():
+    if tiny.world_of_model(model_path) is not None or Path(model_path).is_dir():
         return Path(resolve_path(model_path))
     raise UserError(
         f"a dry run does not know the architecture of {model_path}",

@@ -20,3 +20,7 @@ class UserError(Exception):
         if self.todo:
             lines.append(f"  to do: {self.todo}")
         return "\n".join(lines)
+
+
+class CollapseError(UserError):
+    """Training collapsed and was stopped; the last good checkpoint is kept."""

@@ -7,7 +7,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from sdzero.errors import UserError
-from sdzero.method.distill import phrase_reward
+from sdzero.method.objectives import phrase_reward
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.srt import srt_rows
 from sdzero.method.trace import RevisionTrace

@@ -43,8 +43,9 @@ def pick_device(name: str) -> torch.device:
 
 def resolve_path(path: str) -> str:
     """The folder or hub id that a recipe's model path means. Raises UserError if it can be neither."""
-    if path == tiny.MODEL_NAME:
-        return str(tiny.model_folder())
+    world = tiny.world_of_model(path)
+    if world is not None:
+        return str(_embedded_model(world))
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -62,6 +63,17 @@ def resolve_path(path: str) -> str:
             "check model.path: `tiny`, a folder, or a hub id owner/name",
         )
     return path
+
+
+def _embedded_model(world: str) -> Path:
+    if world not in tiny.MODEL_FOLDERS:
+        known = ", ".join(f"`{tiny.MODEL_NAME}:{name}`" for name in tiny.MODEL_FOLDERS)
+        raise UserError(
+            f"there is no embedded model `{tiny.MODEL_NAME}:{world}`",
+            "model.path",
+            f"the embedded models are {known}",
+        )
+    return tiny.model_folder(world)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

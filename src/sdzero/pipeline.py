@@ -63,24 +63,36 @@ class Stages(RunContext):
 
     # ---- the stages ----
 
-    def collect(self, round_: int) -> None:
+    def collect(
+        self,
+        round_: int,
+        name: str = "collect",
+        questions: Sequence[Question] | None = None,
+        only_verified: bool = True,
+        srt_name: str = "srt",
+    ) -> None:
         """Phase 1a: traces of one round, from the base model or the SRT model of the round before."""
         self._check_round(round_)
-        name = f"collect/round-{round_}"
-        if self.recipe.srt.checkpoint or self.run.is_done(name):
+        folder = f"{name}/round-{round_}"
+        if self.recipe.srt.checkpoint or self.run.is_done(folder):
             return
-        self.report(f"collect, round {round_}: initial responses, verdicts, revisions")
-        source = self.recipe.model.path if round_ == 1 else self.srt_folder(round_ - 1)
+        self.report(f"{name}, round {round_}: initial responses, verdicts, revisions")
+        source = self.recipe.model.path if round_ == 1 else self.srt_folder(round_ - 1, srt_name)
         if round_ > 1:
             self.needs(source, "srt")
         rounds = self.recipe.collect.rounds
-        questions = self.sets.n1[round_ - 1 :: rounds]
-        sampler = self.sampler(self.load(source))
         collection = collect(
-            questions, sampler, self.recipe.collect, seed=self.recipe.seed, folder=name, round_=round_
+            (self.sets.n1 if questions is None else questions)[round_ - 1 :: rounds],
+            self.sampler(self.load(source)),
+            self.recipe.collect,
+            seed=self.recipe.seed,
+            folder=folder,
+            round_=round_,
+            stage=name,
+            only_verified=only_verified,
         )
-        self.run.write_jsonl(f"{name}/traces.jsonl", [trace.to_json() for trace in collection.traces])
-        self.run.mark_done(name, collection.statistics)
+        self.run.write_jsonl(f"{folder}/traces.jsonl", [trace.to_json() for trace in collection.traces])
+        self.run.mark_done(folder, collection.statistics)
         shown = collection.statistics
         self.report(
             f"  {shown['kept']} traces kept; revised right:"
@@ -88,16 +100,22 @@ class Stages(RunContext):
             f" {shown['revised_right_after_right']['share']:.1%} after right"
         )
 
-    def traces(self, last_round: int | None = None) -> list[RevisionTrace]:
+    def traces(self, last_round: int | None = None, name: str = "collect") -> list[RevisionTrace]:
         """All traces collected up to a round (default: the last)."""
         found: list[RevisionTrace] = []
         for round_ in range(1, (last_round or self.recipe.collect.rounds) + 1):
-            name = f"collect/round-{round_}/traces.jsonl"
-            self.needs(self.run.path(name), "collect")
-            found += [RevisionTrace.from_json(row) for row in self.run.read_jsonl(name)]
+            file = f"{name}/round-{round_}/traces.jsonl"
+            self.needs(self.run.path(file), "collect")
+            found += [RevisionTrace.from_json(row) for row in self.run.read_jsonl(file)]
         return found
 
-    def srt(self, round_: int, name: str = "srt", settings: SrtSettings | None = None) -> None:
+    def srt(
+        self,
+        round_: int,
+        name: str = "srt",
+        settings: SrtSettings | None = None,
+        traces_of: str = "collect",
+    ) -> None:
         """Phase 1b: from the base model on all traces so far."""
         self._check_round(round_)
         folder, settings = f"{name}/round-{round_}", settings or self.recipe.srt
@@ -106,7 +124,7 @@ class Stages(RunContext):
         self.claim(folder, settings)
         if self.run.is_done(folder):
             return
-        stages = srt_rows(self.traces(round_), self.roles, settings)
+        stages = srt_rows(self.traces(round_, traces_of), self.roles, settings)
         self.report(f"{name}, round {round_}: {' + '.join(str(len(rows)) for rows in stages)} sequences")
         self.train_on(folder, stages, settings, ledger_stage=name)
 
@@ -116,36 +134,43 @@ class Stages(RunContext):
         settings: DistillSettings | None = None,
         start: str | None = None,
         questions: Sequence[Question] | None = None,
+        traces_of: str = "collect",
+        teacher: str | None = None,
     ) -> None:
-        """Phase 2: student and teacher start at the SRT model (or at the model in `start`)."""
+        """Phase 2: student and teacher start at the SRT model (or at the model in `start`); `teacher` is a
+        model folder to be the Reviser in its place, as `distill.teacher` is."""
         settings, seed = settings or self.recipe.distill, self.recipe.seed
         self.claim(name, settings)
         if self.run.is_done(name):
             return
-        start, questions = start or self.srt_folder(), questions or self.sets.n2
-        self.needs(start, "srt")
+        questions = self.sets.n2 if questions is None else questions
+        if start is None:
+            start = self.srt_folder()
+            self.needs(start, "srt")
+        start = resolve_path(start)
         model = self.load(start)
-        teacher_folder = resolve_path(settings.teacher) if settings.teacher else start
+        named = teacher or settings.teacher
+        teacher_folder = resolve_path(named) if named else start
         device = pick_device(self.recipe.model.device)
-        teacher = Teacher.load(
+        reviser = Teacher.load(
             teacher_folder, DTYPES[self.recipe.model.dtype], device, self.recipe.model.attention
         )
         self.report(
             f"{name}: {len(questions)} questions, {settings.divergence} divergence, full vocabulary,"
-            f" temperature 1, teacher {teacher.fingerprint} (sync: {settings.sync})"
+            f" temperature 1, teacher {reviser.fingerprint} (sync: {settings.sync})"
         )
         rehearsal = []
         if settings.rehearsal_weight:
             rehearsal = [
                 self.roles.revision_sequence(t.prompt_ids, t.initial_ids, t.reward, t.revised_ids)
-                for t in self._rehearsal_traces(settings)
+                for t in self._rehearsal_traces(settings, traces_of)
             ]
         checkpoints = self.run.path(f"{name}/checkpoints")
         sampler = self.sampler(model)
         sampler.check_fits(((q, self.roles.generator_prompt(q)) for q in questions), settings.max_new_tokens)
         trainer = SelfDistillationTrainer(
             model,
-            teacher,
+            reviser,
             distill_config(
                 settings,
                 checkpoints,
@@ -162,17 +187,18 @@ class Stages(RunContext):
             checkpoint_every=settings.checkpoint_every,
             early_stop_patience=settings.early_stop_patience,
             stage=name,
+            alarms=self.alarms,
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
         self.keep(
-            name, model, {"teacher": teacher.fingerprint, "syncs": teacher.sync_count, **trainer.counted}
+            name, model, {"teacher": reviser.fingerprint, "syncs": reviser.sync_count, **trainer.counted}
         )
 
-    def _rehearsal_traces(self, settings: DistillSettings) -> list[RevisionTrace]:
+    def _rehearsal_traces(self, settings: DistillSettings, traces_of: str) -> list[RevisionTrace]:
         """The traces to rehearse: of the file that the settings name, or the run's own."""
         named = settings.rehearsal_traces
         if named is None:
-            return self.traces()
+            return self.traces(name=traces_of)
         file = Path(named)
         if not file.is_file():
             raise UserError(
@@ -214,13 +240,19 @@ class Stages(RunContext):
             return
         baseline.train(self, name, settings, budget or self.budget())
 
-    def evaluate(self, name: str, model_path: str | Path, revise: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self,
+        name: str,
+        model_path: str | Path,
+        revise: bool = True,
+        questions: Sequence[Question] | None = None,
+    ) -> dict[str, Any]:
         """Score one model on the test questions (or those of `evaluate.on`); keeps `evaluate/NAME.json`."""
         stored = f"evaluate/{name}.json"
         if self.run.path(stored).exists():
             return dict(self.run.read_json(stored))
         on = self.recipe.evaluate.on
-        questions = getattr(self.sets, on)
+        questions = getattr(self.sets, on) if questions is None else questions
         self.report(f"evaluate {name}: {len(questions)} {on} questions, k={self.recipe.evaluate.k}")
         found = evaluate(
             questions,

@@ -357,6 +357,27 @@ def _with_places(template: str, places: set[str]) -> str:
     return template
 
 
+class AlarmSettings(Settings):
+    """When training is stopped because it collapses. `window` counts optimizer steps.
+
+    The mean length or entropy of a window is compared with that of the first steps (a quarter of a
+    window): below `length_shrink` or above `length_growth` times the length, above `entropy_growth` times
+    the entropy, or an entropy below `entropy_floor` nats per token. The mean reward of a window is compared
+    with the best window so far (`reward_drop` times it); one without a right response is a collapse if
+    there were some at the start. The median gradient norm of a window is compared with the median before
+    it (`gradient_growth` times it).
+    """
+
+    enabled: bool = True
+    window: int = Field(default=20, ge=2)
+    length_shrink: float = Field(default=0.1, gt=0, lt=1)
+    length_growth: float = Field(default=5.0, gt=1)
+    entropy_floor: float = Field(default=1e-4, ge=0)
+    entropy_growth: float = Field(default=10.0, gt=1)
+    reward_drop: float = Field(default=0.5, gt=0, lt=1)
+    gradient_growth: float = Field(default=100.0, gt=1)
+
+
 class EvaluateSettings(SamplingSettings):
     """avg@k and pass@k, and generate-then-revise once per question.
 
@@ -386,6 +407,7 @@ class Recipe(Settings):
     grpo: GrpoSettings | None = None
     sdft: SdftSettings | None = None
     negative: NegativeSettings | None = None
+    alarms: AlarmSettings = AlarmSettings()
     budget: BudgetSettings = BudgetSettings()
     compare: CompareSettings = CompareSettings()
     evaluate: EvaluateSettings

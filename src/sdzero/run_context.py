@@ -15,7 +15,7 @@ from sdzero.method.srt import train_weighted
 from sdzero.models import load_model, save_model
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
-from sdzero.recipe import OptimizerSettings, Recipe
+from sdzero.recipe import AlarmSettings, OptimizerSettings, Recipe
 from sdzero.rollout.engine import RolloutEngine
 from sdzero.run_dir import RunDir
 from sdzero.step_log import StepLog
@@ -59,6 +59,11 @@ class RunContext:
         """What every method is trained on: N1 and N2."""
         return [*self.sets.n1, *self.sets.n2]
 
+    @property
+    def alarms(self) -> AlarmSettings | None:
+        """When training is stopped; None if the recipe has the alarms off."""
+        return self.recipe.alarms if self.recipe.alarms.enabled else None
+
     def sampler(self, model: PreTrainedModel) -> GradedSampler:
         """A sampler of graded responses with `model`'s weights."""
         engine = self.make_engine(model, self.roles)
@@ -84,6 +89,12 @@ class RunContext:
         match = match or own.match
         amount = own.responses if match == "responses" else own.tokens
         if amount is None:
+            if self.recipe.srt.checkpoint:
+                raise UserError(
+                    "the budget is what SD-Zero samples, and what srt.checkpoint took is not known here",
+                    "srt.checkpoint",
+                    f"set budget.{match}",
+                )
             spent = self.ledger.by_stage()
             if not self.run.is_done(after):
                 raise UserError(
@@ -127,6 +138,7 @@ class RunContext:
                 ledger=self.ledger,
                 stage=ledger_stage,
                 key=f"{name}/{number}",
+                alarms=self.alarms,
             )
         self.keep(name, model, {"sequences": sum(map(len, stages))})
 
@@ -146,7 +158,7 @@ class RunContext:
             raise UserError(
                 f"`{name}` was trained with other settings ({shown})",
                 str(self.run.path(file)),
-                "choose another --output, or remove this stage's folder to train it again",
+                "use those settings again, or choose another --output",
             )
 
     def keep(self, name: str, model: PreTrainedModel, facts: dict[str, Any]) -> None:

@@ -28,8 +28,9 @@ SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 LOCK_NAME, MANIFEST_NAME, RECIPE_NAME = ".lock", "manifest.json", "recipe.yaml"
 PACKAGES = ("torch", "transformers", "trl", "sdzero")
-GUARDED_BY_STAGES = ("sft", "grpo", "sdft", "negative", "compare")
-"""Sections of the recipe whose stages keep, and check, the settings that they were trained with."""
+MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms")
+"""Sections that a run folder does not hold fast: baselines' stages keep, and check, the settings that they
+were trained with; alarms stop a training or leave it as it is."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()
@@ -289,7 +290,7 @@ class RunDir:
         differences = [
             line
             for line in differing_keys(load_recipe(stored), recipe)
-            if re.split(r"[.:]", line)[0] not in GUARDED_BY_STAGES
+            if re.split(r"[.:]", line)[0] not in MAY_CHANGE
         ]
         if not differences:
             return

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdzero.evaluate.stats import (
+    holm,
     interval_over_seeds,
     mean_and_standard_error,
     paired_difference,
@@ -133,3 +134,15 @@ def test_unusable_pairs() -> None:
         paired_difference([1.0], [1.0, 0.0])
     with pytest.raises(ValueError, match="at least two"):
         paired_difference([1.0], [0.0])
+
+
+def test_holm_on_numbers_worked_by_hand() -> None:
+    # Sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, made to rise: 0.04, 0.06, 0.06, 0.06.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_refuses_what_is_no_probability() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.5, 1.5])

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
-from sdzero.method.distill import SelfDistillationConfig, SelfDistillationTrainer, phrase_reward
+from sdzero.method.distill import SelfDistillationConfig, SelfDistillationTrainer
 from sdzero.method.graded import GradedSampler
 from sdzero.method.micro_batches import deal, make_micro_batch
+from sdzero.method.objectives import phrase_reward
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.training import last_complete_checkpoint, training_arguments
@@ -20,7 +21,7 @@ from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, DistillSettings, PhraseSettings, Recipe
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
-from sdzero.tiny.world import post_training_problems
+from sdzero.tiny.arithmetic import post_training_problems
 from sdzero.verify.math import MathVerifier
 from sdzero.verify.verdict import Outcome, Verdict
 

@@ -239,6 +239,56 @@ def test_distillation_pair_holds_the_sampled_ids_twice(case):
     assert pair.teacher_logit_positions[0] == len(roles.reviser_prompt(prompt, response, reward)) - 1
 
 
+@given(cases())
+@settings(max_examples=100, deadline=None)
+def test_reference_pair_holds_the_sampled_ids_after_two_prompts(case):
+    roles, response, _, _ = case
+    prompt = roles.generator_prompt(QUESTION)
+    told = roles.reference_prompt(QUESTION, "7", "{question}\n\nThe answer is {reference}.")
+    pair = roles.reference_pair(prompt, told, response)
+    assert list(pair.student_ids) == prompt + response
+    assert list(pair.teacher_ids) == told + response
+    assert list(pair.targets) == response
+    assert pair.student_logit_positions[0] == len(prompt) - 1
+    assert pair.teacher_logit_positions[0] == len(told) - 1
+    alone = roles.student_targets(prompt, response)
+    assert (alone.student_ids, alone.targets) == (pair.student_ids, pair.targets)
+    assert alone.student_logit_positions == pair.student_logit_positions
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_stands_in_the_users_turn_after_all_that_the_student_reads(family):
+    roles = make_roles(family, answer_instruction="Box it.")
+    told = roles.reference_prompt(QUESTION, "{7}", "{question}\n\nThe answer is {reference}.")
+    text = "What is 3 + 4?\n\nBox it.\n\nThe answer is {7}."
+    same = make_roles(family).generator_prompt(Question(id="q", text=text, answer=""))
+    assert told == same
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_demonstration_is_tokenised_apart_and_ends(family):
+    roles = plain_roles(family)
+    ids = roles.demonstration_ids("\\boxed{7}", "here")
+    assert ids == [*load_tokenizer(family).encode("\\boxed{7}", add_special_tokens=False), roles.end_token_id]
+
+
+@pytest.mark.parametrize(
+    ("build", "where"),
+    [
+        (lambda roles, token: roles.demonstration_ids(f"7{token}", "question q"), "question q"),
+        (
+            lambda roles, token: roles.reference_prompt(QUESTION, f"7{token}", "{question}{reference}"),
+            "its ref",
+        ),
+        (lambda roles, token: roles.reference_prompt(QUESTION, "7", f"{{question}}{token}"), "sdft.template"),
+    ],
+)
+def test_special_tokens_in_demonstrations_and_references_are_refused(build, where):
+    with pytest.raises(UserError, match="special token") as caught:
+        build(plain_roles("qwen3-4b"), "<|im_end|>")
+    assert where in caught.value.where
+
+
 @given(cases(minimum=0), st.floats(0, 3), st.floats(0, 3))
 @settings(max_examples=100, deadline=None)
 def test_joint_weights_are_the_sum_of_the_two_losses(case, generation_weight, revision_weight):
@@ -293,6 +343,8 @@ def test_ids_that_decoding_would_change_are_kept():
         lambda roles, y: roles.without_end(y),
         lambda roles, y: roles.reviser_prompt([1], y, 0),
         lambda roles, y: roles.distillation_pair([1], y, 0),
+        lambda roles, y: roles.reference_pair([1], [1, 2], y),
+        lambda roles, y: roles.student_targets([1], y),
         lambda roles, y: roles.response_sequence([1], y),
         lambda roles, y: roles.joint_sequence([1], [5], 0, y),
         lambda roles, y: roles.joint_sequence([1], y, 0, [5]),

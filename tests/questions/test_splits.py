@@ -19,7 +19,8 @@ from sdzero.questions.splits import (
     split_questions,
 )
 from sdzero.recipe import DataSettings
-from sdzero.tiny.world import is_pretraining, post_training_problems
+from sdzero.tiny.arithmetic import post_training_problems
+from sdzero.tiny.problem import is_pretraining
 
 
 def _questions(count: int, kind: str = "", prefix: str = "q") -> list[Question]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdzero.questions.question import Question
-from sdzero.verify.math import MathVerifier, as_integer
+from sdzero.verify.math import MathVerifier, as_integer, as_integers
 from sdzero.verify.verdict import Outcome
 
 VERIFIER = MathVerifier()
@@ -109,3 +109,26 @@ def test_the_canaries_have_the_outcomes_they_claim() -> None:
     assert {c.outcome for c in canaries} == {Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER}
     for canary in canaries:
         assert VERIFIER.grade(canary.question, canary.response).outcome == canary.outcome
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("(2,-7)", True),
+        ("( 2, -7 )", True),
+        ("(+2,-07)", True),
+        ("(-7,2)", False),
+        ("(2,7)", False),
+        ("(2,-7,0)", False),
+        ("2,-7", True),
+        ("(4/2,-7)", True),
+    ],
+)
+def test_tuples_of_integers_are_compared_place_by_place(given: str, right: bool) -> None:
+    verdict = MathVerifier().grade(Question("q", "where?", "(2,-7)"), f"\\boxed{{{given}}}")
+    assert bool(verdict.reward) is right
+
+
+@pytest.mark.parametrize("text", ["(2,x)", "(2)", "2,3", "((2,3),4)", "(2,3"])
+def test_what_is_no_tuple_of_integers_is_left_to_math_verify(text: str) -> None:
+    assert as_integers(text) is None

@@ -5,10 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdzero.baselines.grpo import train_grpo
+from sdzero.baselines.negative import train_negative
 from sdzero.baselines.rft import train_rft
+from sdzero.baselines.sdft import train_sdft
+from sdzero.baselines.sft import check_solutions, train_sft
 from sdzero.errors import UserError
 from sdzero.questions.question import Question
-from sdzero.recipe import OptimizerSettings, Recipe
+from sdzero.recipe import OptimizerSettings, Recipe, SdftSettings, SftSettings
 from sdzero.run_context import Budget, RunContext
 
 
@@ -33,7 +37,26 @@ class Baseline:
         return found
 
 
-BASELINES: dict[str, Baseline] = {one.name: one for one in (Baseline("rft", train_rft),)}
+def _check_sft(settings: SftSettings, questions: Sequence[Question]) -> None:
+    if settings.demonstrations == "solutions":
+        check_solutions(questions, "sft.demonstrations=answers")
+
+
+def _check_sdft(settings: SdftSettings, questions: Sequence[Question]) -> None:
+    if settings.reference == "solution":
+        check_solutions(questions, "sdft.reference=answer")
+
+
+BASELINES: dict[str, Baseline] = {
+    one.name: one
+    for one in (
+        Baseline("sft", train_sft, _check_sft),
+        Baseline("rft", train_rft),
+        Baseline("grpo", train_grpo),
+        Baseline("sdft", train_sdft, _check_sdft),
+        Baseline("negative", train_negative),
+    )
+}
 
 
 def baseline_named(name: str) -> Baseline:

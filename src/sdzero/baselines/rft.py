@@ -21,14 +21,14 @@ from sdzero.verify.verdict import Verdict
 def train_rft(context: RunContext, name: str, settings: RftSettings, budget: Budget) -> None:
     """Sample from the base model within the budget, and train it on what is right; kept in `name`.
 
-    Trainings with other settings in the same run share the responses, which are counted once, under `rft`
-    (`rft@tokens` for a budget of tokens).
+    Trainings at several rates in the same run (`rft-x0.5`, `rft-x2`) share the responses, which are kept
+    and counted once, under `rft`.
     """
     if context.run.is_done(name):
         return
     questions = context.training_questions
     context.report(f"{name}: {budget} on {len(questions)} questions")
-    shared = "rft" if budget.match == "responses" else "rft@tokens"
+    shared = name.partition("-x")[0]
     sampler = context.sampler(context.load(context.recipe.model.path))
     graded = sample_within(
         budget, questions, sampler, context.recipe.collect, f"{shared}/responses", shared, context.recipe.seed
@@ -93,6 +93,6 @@ def rft_sequences(
         raise UserError(
             f"none of the {len(graded)} sampled responses is correct, so there is nothing to train on",
             where="rft",
-            todo="use easier questions or a stronger model, or set rft.enabled=false",
+            todo="use easier questions or a stronger model, set rft.enabled=false, or leave rft out",
         )
     return list(kept.values())

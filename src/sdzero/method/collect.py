@@ -111,15 +111,19 @@ def collect(
     seed: int,
     folder: str = "collect",
     round_: int = 1,
+    stage: str = "collect",
+    only_verified: bool = True,
 ) -> Collection:
     """Collect `D_revision` on `questions` with the sampler's model in both roles.
+
+    `only_verified` off keeps revisions that are wrong too (an ablation of the paper's filter); those that
+    were cut or could not be graded are left out all the same. `stage` is the ledger's.
 
     Batches are kept under `folder` of the run as they finish, and `statistics.json` at the end, traces or
     not. Raises UserError if no trace is left,
     saying whether the model got everything wrong or its revisions never helped.
     """
     sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.top_p)
-    stage = "collect"
     initials = sampler.batches(
         initial_draws(questions, sampler, settings, seed, round_),
         sampling,
@@ -147,7 +151,7 @@ def collect(
     traces: list[RevisionTrace] = []
     stripped = 0
     for (initial, _), revised in zip(pairs, revisions, strict=False):  # `enough` may have stopped early
-        if not revised.reward:
+        if not revised.reward and (only_verified or revised.truncated or not revised.verdict.counts):
             continue
         revised_ids = revised.token_ids
         if settings.strip_openings:

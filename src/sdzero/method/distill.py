@@ -7,6 +7,8 @@ each answer and its reward, and the divergence over the answer's tokens is minim
 
 The trainer is a `transformers.Trainer`; only what happens in a step is ours. The rollout of a step is
 made for all its micro-batches at once, so the result does not depend on how the batch is cut.
+
+What is minimised is an `Objective`: SD-Zero's, or that of a baseline which has the same loop.
 """
 
 import json
@@ -18,24 +20,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
     TrainerState,
+    TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sdzero.errors import UserError
+from sdzero.method.alarms import alarms_for
 from sdzero.method.distill_config import SelfDistillationConfig
-from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
+from sdzero.method.divergence import DivergenceKind
 from sdzero.method.graded import Draw, Graded, GradedSampler
-from sdzero.method.hidden import check_output_head, hidden_states, output_head
-from sdzero.method.micro_batches import deal, make_micro_batch
-from sdzero.method.roles import DistillationPair, WeightedSequence
+from sdzero.method.hidden import check_output_head
+from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_micro_batch
+from sdzero.method.objectives import Objective, ReviserDivergence
+from sdzero.method.roles import WeightedSequence
 from sdzero.method.srt import weighted_loss_sum
+from sdzero.method.step_tally import begin_tally, tally_metrics
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import (
     COMPLETE_MARKER,
@@ -45,45 +54,41 @@ from sdzero.method.training import (
     evaluations_without_progress,
 )
 from sdzero.questions.question import Question
+from sdzero.recipe import AlarmSettings
 from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 
-SEEDED_AS = "distill"
-"""The rollouts' seeds depend on this word, not on the stage's name: runs under two names are alike."""
 COUNTED = "counted.json"
 """In a checkpoint: how many rollouts were left out so far, and why."""
 
 
-class _Indices(torch.utils.data.Dataset[dict[str, int]]):
-    """The numbers of the questions: all that the data loader has to shuffle and to skip."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"index": index}
+def rollout_file(stage: str, step: int) -> str:
+    """Where in the run folder the responses of a step are kept; also their key in the ledger."""
+    return f"{stage}/rollouts/step-{step:06d}.jsonl"
 
 
-def _collate_indices(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-    return {"index": torch.tensor([row["index"] for row in rows])}
+class _StopWhenSpent(TrainerCallback):
+    """Ends training, with a checkpoint, after the step whose responses spent the budget."""
 
+    def __init__(self, is_spent: Callable[[int], bool]) -> None:
+        self._is_spent = is_spent
 
-def phrase_reward(reward: int, phrase_for_reward: str) -> int:
-    """Which phrase the Reviser gets: the true one, or for ablations a held or a flipped one."""
-    if phrase_for_reward == "held":
-        return 1
-    return 1 - reward if phrase_for_reward == "flipped" else reward
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for the end when it is due."""
+        if self._is_spent(state.global_step):
+            control.should_save = control.should_training_stop = True
+        return control
 
 
 class SelfDistillationTrainer(Trainer):
-    """Trains the student on-policy against a frozen or synchronised teacher.
+    """Trains the student on its own responses; by default against a frozen or synchronised Reviser.
 
     Args:
         model: the student.
-        teacher: the Reviser (see `Teacher.load`); frozen here, changed only by a sync.
+        teacher: the Reviser (see `Teacher.load`); frozen here, changed only by a sync. None for an
+            objective without a teacher.
         args: `SelfDistillationConfig`.
         questions: what the student answers, each once an epoch.
         sampler: samples with the student's own weights and grades; keeps finished rollouts.
@@ -91,6 +96,10 @@ class SelfDistillationTrainer(Trainer):
         tuning_score: called every `eval_steps`; returns a score in [0, 1] (and more) of the student.
         report: called with each step's metrics.
         stage: the folder and the ledger's stage under which rollouts are kept and counted.
+        objective: what is minimised; by default the divergence from the Reviser, as `args` has it.
+        make_schedule: makes the learning-rate schedule, in place of the one that `args` names.
+        is_spent: called with the number of finished steps; true ends the training there.
+        alarms: when training has collapsed and is stopped (`sdzero.method.alarms`); None: never.
     """
 
     args: SelfDistillationConfig
@@ -98,7 +107,7 @@ class SelfDistillationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: Teacher,
+        teacher: Teacher | None,
         args: SelfDistillationConfig,
         questions: Sequence[Question],
         sampler: GradedSampler,
@@ -109,6 +118,10 @@ class SelfDistillationTrainer(Trainer):
         checkpoint_every: int = 50,
         early_stop_patience: int | None = None,
         stage: str = "distill",
+        objective: Objective | None = None,
+        make_schedule: Callable[[Optimizer], LambdaLR] | None = None,
+        is_spent: Callable[[int], bool] | None = None,
+        alarms: AlarmSettings | None = None,
     ) -> None:
         if not questions:
             raise UserError("phase 2 has no questions", "data.n2", "give data.n2 at least one question")
@@ -120,42 +133,66 @@ class SelfDistillationTrainer(Trainer):
             )
         if args.sync == "steps" and args.sync_every < 1:
             raise UserError("sync=steps needs sync_every", "distill.sync_every", "set it to 1 or more")
-        teacher_parameters = {id(p) for p in teacher.model.parameters()}
-        if any(id(p) in teacher_parameters for p in model.parameters()):
-            raise ValueError("the teacher shares parameters with the student")
+        if objective is None:
+            kind: DivergenceKind = args.divergence  # type: ignore[assignment]
+            objective = ReviserDivergence(kind, args.chunk_tokens, args.phrase_for_reward)
+        if objective.needs_teacher != (teacher is not None):
+            raise ValueError(f"{type(objective).__name__} with teacher {teacher}: the two do not fit")
+        if teacher is not None:
+            teacher_parameters = {id(p) for p in teacher.model.parameters()}
+            if any(id(p) in teacher_parameters for p in model.parameters()):
+                raise ValueError("the teacher shares parameters with the student")
+            check_output_head(teacher.model)
         engine = sampler.engine
         if isinstance(engine, TransformersEngine) and engine.model is not model:
             raise ValueError("the rollout engine samples from another model than the student")
         check_output_head(model)
-        check_output_head(teacher.model)
         pad = processing_class.pad_token_id
         self.pad_id = int(processing_class.eos_token_id if pad is None else pad)
         self.stage = stage
+        self.objective: Objective = objective
         self.teacher = teacher
         self.questions = list(questions)
         self.sampler = sampler
         self.rehearsal = list(rehearsal)
         self.tuning_score = tuning_score
         self._patience = early_stop_patience
+        self._make_schedule = make_schedule
+        self._is_spent = is_spent or (lambda steps: False)
         self._step: dict[str, Any] = {}
         self._finished_metrics: dict[str, Any] = {}
         self.counted = {"overlong": 0, "verifier_errors": 0}
-        indices = _Indices(len(questions))
-        callbacks: list[TrainerCallback] = [DeterministicCheckpoints(checkpoint_every), PlainLog(report)]
+        numbers = QuestionNumbers(len(questions))
+        callbacks: list[TrainerCallback] = [
+            DeterministicCheckpoints(checkpoint_every),
+            PlainLog(report),
+            *alarms_for(alarms, model.name_or_path),
+        ]
+        if is_spent is not None:
+            callbacks.append(_StopWhenSpent(is_spent))
         if early_stop_patience is not None:
             callbacks.append(StopWithoutProgress(early_stop_patience))
         super().__init__(
             model=model,
             args=args,
-            train_dataset=indices,
-            eval_dataset=indices if tuning_score else None,
-            data_collator=_collate_indices,
+            train_dataset=numbers,
+            eval_dataset=numbers if tuning_score else None,
+            data_collator=collate_numbers,
             processing_class=processing_class,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         # The loss below is normalised by `num_items_in_batch`: the global batch, not a micro-batch.
         self.loss_is_scaled_for_ga = True
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        """The schedule that was given, or the one that the arguments name."""
+        if self._make_schedule is not None and self.lr_scheduler is None:
+            own = optimizer or self.optimizer
+            assert own is not None, "the trainer makes the optimizer first"
+            self.lr_scheduler = self._make_schedule(own)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- the rollout of a step ----
 
@@ -168,20 +205,17 @@ class SelfDistillationTrainer(Trainer):
         started = time.monotonic()
         graded = self._rollout(questions)
         rollout_seconds = time.monotonic() - started
-        pairs = self._pairs(graded)
-        pairs.sort(key=lambda item: len(item[0].teacher_ids))
+        contexts = self._contexts(graded)
+        contexts.sort(key=lambda item: item[0].context_tokens)
         rehearsal = self._rehearsal_of_step()
-        pad = self.pad_id
-        micro = [
-            make_micro_batch(own, rehearsed, pad)
-            for own, rehearsed in zip(deal(pairs, len(batches)), deal(rehearsal, len(batches)), strict=True)
-        ]
+        hands = zip(deal(contexts, len(batches)), deal(rehearsal, len(batches)), strict=True)
+        micro = [make_micro_batch(own, rehearsed, self.pad_id) for own, rehearsed in hands]
         rehearsal_total = sum(sum(s.weights) for s in rehearsal)
         for batch in micro:
             batch["rehearsal_total"] = rehearsal_total
-        target_tokens = sum(len(pair.targets) for pair, _ in pairs)
-        self._begin_step(graded, pairs, rehearsal, rollout_seconds)
-        items = target_tokens if self.args.normalize == "tokens" else len(pairs)
+        target_tokens = sum(len(context.targets) for context, _ in contexts)
+        self._step = begin_tally(graded, contexts, rehearsal, rollout_seconds, self.objective.measure)
+        items = target_tokens if self.args.normalize == "tokens" else len(contexts)
         return micro, torch.tensor(max(items, 1), device=device)
 
     def _rollout(self, questions: Sequence[Question]) -> list[Graded]:
@@ -190,34 +224,33 @@ class SelfDistillationTrainer(Trainer):
             Draw(
                 question,
                 tuple(self.sampler.roles.generator_prompt(question)),
-                seed_of(self.args.seed, SEEDED_AS, step, question.id),
+                seed_of(self.args.seed, self.objective.seeded_as, step, question.id),
             )
             for question in questions
         ]
         sampling = Sampling(self.args.temperature, self.args.max_new_tokens, self.args.top_p)
-        return self.sampler.batch(draws, sampling, f"{self.stage}/rollouts/step-{step:06d}.jsonl", self.stage)
+        return self.sampler.batch(draws, sampling, rollout_file(self.stage, step), self.stage)
 
-    def _pairs(self, graded: Sequence[Graded]) -> list[tuple[DistillationPair, int]]:
-        pairs = []
+    def _contexts(self, graded: Sequence[Graded]) -> list[tuple[Context, int]]:
+        contexts = []
         for one in graded:
             if not one.verdict.counts:
                 self.counted["verifier_errors"] += 1
                 continue
-            shown = phrase_reward(one.reward, self.args.phrase_for_reward)
-            pair = self.sampler.roles.distillation_pair(one.prompt_ids, one.token_ids, shown)
+            context = self.objective.context(self.sampler.roles, one)
             limit = self.sampler.context_limit(self.args.max_context)
-            if limit is not None and len(pair.teacher_ids) > limit:
+            if limit is not None and context.context_tokens > limit:
                 if self.args.overlong == "error":
                     raise UserError(
                         f"the Reviser's context for question {one.question.id} has"
-                        f" {len(pair.teacher_ids)} tokens, more than {limit}",
+                        f" {context.context_tokens} tokens, more than {limit}",
                         "distill.max_context",
                         "raise it, lower distill.max_new_tokens, or set distill.overlong=drop",
                     )
                 self.counted["overlong"] += 1
                 continue
-            pairs.append((pair, one.reward))
-        return pairs
+            contexts.append((context, one.reward))
+        return contexts
 
     def _rehearsal_of_step(self) -> list[WeightedSequence]:
         if not self.args.rehearsal_weight:
@@ -240,7 +273,7 @@ class SelfDistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(model)
         loss = torch.zeros((), device=student.device)
         if "input_ids" in inputs:
-            loss = loss + self._divergence(student, inputs) / num_items_in_batch
+            loss = loss + self._loss_sum(student, inputs) / num_items_in_batch
         if "rehearsal_ids" in inputs:
             rehearsed = weighted_loss_sum(student, inputs["rehearsal_ids"], inputs["rehearsal_weights"])
             loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
@@ -248,62 +281,21 @@ class SelfDistillationTrainer(Trainer):
             loss = loss + 0.0 * sum(p.sum() for p in student.parameters() if p.requires_grad)
         return loss
 
-    def _divergence(self, student: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        with torch.no_grad():
-            teacher_hidden_TD = hidden_states(
-                self.teacher.model, inputs["teacher_ids"], inputs["teacher_positions"]
-            )
-        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+    def _loss_sum(self, student: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         lengths_B = inputs["lengths_B"]
         weights_T = None
         if self.args.normalize == "sequences":
-            weights_T = torch.repeat_interleave(1.0 / lengths_B, lengths_B).to(student_hidden_TD.device)
-        kind: DivergenceKind = self.args.divergence  # type: ignore[assignment]
-        student_head, teacher_head = output_head(student), output_head(self.teacher.model)
-        result = divergence_from_hidden(
-            student_hidden_TD,
-            teacher_hidden_TD,
-            student_head.weight,
-            teacher_head.weight,
-            kind=kind,
-            chunk_tokens=self.args.chunk_tokens,
-            weights_T=weights_T,
-            student_bias_V=student_head.bias,
-            teacher_bias_V=teacher_head.bias,
-        )
+            weights_T = torch.repeat_interleave(1.0 / lengths_B, lengths_B).to(student.device)
+        losses = self.objective.token_losses(student, self.teacher, inputs, weights_T)
         rewards_T = torch.repeat_interleave(inputs["rewards_B"], lengths_B)
         for reward in (0, 1):
             chosen_T = rewards_T == reward
-            self._step[f"sum_divergence_r{reward}"] += float(result.per_token_T[chosen_T].sum())
+            self._step[f"sum_{self.objective.measure}_r{reward}"] += float(losses.measure_T[chosen_T].sum())
             self._step[f"tokens_r{reward}"] += int(chosen_T.sum())
-        self._step["sum_entropy"] += float(result.student_entropy_T.sum())
-        return result.total
+        self._step["sum_entropy"] += float(losses.entropy_T.sum())
+        return losses.total
 
     # ---- what a step leaves behind ----
-
-    def _begin_step(
-        self,
-        graded: Sequence[Graded],
-        pairs: Sequence[tuple[DistillationPair, int]],
-        rehearsal: Sequence[WeightedSequence],
-        rollout_seconds: float,
-    ) -> None:
-        counted = [one for one in graded if one.verdict.counts]
-        self._step = {
-            "reward": sum(one.reward for one in counted) / max(len(counted), 1),
-            "tokens": sum(one.sampled_tokens for one in graded) / max(len(graded), 1),
-            "truncated": sum(one.truncated for one in graded),
-            "target_tokens": sum(len(p.targets) for p, _ in pairs)
-            + sum(weight > 0 for s in rehearsal for weight in s.weights),
-            "teacher_tokens": sum(len(p.teacher_ids) for p, _ in pairs),
-            "rollout_seconds": rollout_seconds,
-            "started": time.monotonic(),
-            "sum_divergence_r0": 0.0,
-            "sum_divergence_r1": 0.0,
-            "tokens_r0": 0,
-            "tokens_r1": 0,
-            "sum_entropy": 0.0,
-        }
 
     def finish_step(self) -> dict[str, Any]:
         """Count the step in the ledger, and return its metrics."""
@@ -316,17 +308,10 @@ class SelfDistillationTrainer(Trainer):
             teacher_tokens=step["teacher_tokens"],
             seconds=seconds,
         )
-        both = step["tokens_r0"] + step["tokens_r1"]
         return {
-            "reward": step["reward"],
-            "tokens": step["tokens"],
-            "truncated": step["truncated"],
-            "divergence_r0": step["sum_divergence_r0"] / max(step["tokens_r0"], 1),
-            "divergence_r1": step["sum_divergence_r1"] / max(step["tokens_r1"], 1),
-            "entropy": step["sum_entropy"] / max(both, 1),
-            "rollout_seconds": step["rollout_seconds"],
+            **tally_metrics(step, self.objective.measure),
             "update_seconds": seconds,
-            "teacher_syncs": self.teacher.sync_count,
+            "teacher_syncs": self.teacher.sync_count if self.teacher else 0,
             **self.counted,
         }
 
@@ -334,8 +319,11 @@ class SelfDistillationTrainer(Trainer):
         per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return math.ceil(len(self.questions) / per_step)
 
+    def _is_last(self, step: int) -> bool:
+        return step >= self.state.max_steps or self._is_spent(step)
+
     def _is_sync_step(self, step: int) -> bool:
-        if step >= self.state.max_steps or self.args.sync == "never":
+        if self.args.sync == "never" or self._is_last(step):
             return False
         every = self._steps_per_epoch() if self.args.sync == "epoch" else self.args.sync_every
         return step % every == 0
@@ -345,7 +333,7 @@ class SelfDistillationTrainer(Trainer):
         if self._step:
             if isinstance(self.sampler.engine, TransformersEngine):
                 self.sampler.engine.note_weights_changed()
-            if self._is_sync_step(self.state.global_step):
+            if self.teacher is not None and self._is_sync_step(self.state.global_step):
                 self.teacher.sync(self.accelerator.unwrap_model(self.model))
             self._finished_metrics = self.finish_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -371,7 +359,8 @@ class SelfDistillationTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        self.teacher.save(folder)
+        if self.teacher is not None:
+            self.teacher.save(folder)
         (folder / COUNTED).write_text(json.dumps(self.counted))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -380,14 +369,21 @@ class SelfDistillationTrainer(Trainer):
             folder = Path(resume_from_checkpoint)
             if not (folder / COMPLETE_MARKER).is_file():
                 raise UserError("the checkpoint was not finished", str(folder), "resume from an earlier one")
-            self.teacher.restore(folder)
+            if self.teacher is not None:
+                self.teacher.restore(folder)
             self.counted = json.loads((folder / COUNTED).read_text())
             if isinstance(self.sampler.engine, TransformersEngine):
                 self.sampler.engine.note_weights_changed(int(folder.name.rpartition("-")[2]))
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            # Training had ended here, and was killed before its model was kept.
             if self._patience is not None and evaluations_without_progress(state) >= self._patience:
-                # Training had ended here, and was killed before its model was kept.
                 self.state = state
                 self._load_best_model()
+                return None
+            # With whole epochs there is nothing left to do; within one, a step more would be made.
+            limit = self.args.max_steps
+            if self._is_spent(state.global_step) or 0 < limit <= state.global_step:
+                self.state = state
+                self._load_from_checkpoint(str(folder))
                 return None
         return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The settings of phase 2 as `transformers` wants them, and how a recipe's become those."""
+"""The settings of the on-policy trainer as `transformers` wants them, and how a recipe's become those."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sdzero.method.training import training_arguments
-from sdzero.recipe import DistillSettings
+from sdzero.recipe import DistillSettings, OnPolicySettings
 
 SAME_NAME = (
     "temperature",
@@ -23,7 +23,7 @@ SAME_NAME = (
     "max_context",
     "overlong",
 )
-"""Settings that the recipe and the trainer call the same."""
+"""Settings that the recipe and the trainer call the same; the baselines have some of them."""
 
 
 @dataclass
@@ -78,3 +78,27 @@ def distill_config(
         }
     own = {name: getattr(settings, name) for name in SAME_NAME}
     return SelfDistillationConfig(**common, **own, sync_every=settings.sync_every or 0)
+
+
+def on_policy_config(
+    settings: OnPolicySettings,
+    checkpoints: Path,
+    *,
+    max_steps: int,
+    seed: int,
+    gradient_checkpointing: bool,
+    use_cpu: bool,
+) -> SelfDistillationConfig:
+    """The same for a baseline with the same loop: `max_steps` steps, which may end within an epoch."""
+    common: dict[str, Any] = training_arguments(
+        settings,
+        checkpoints,
+        epochs=1,
+        checkpoint_every=settings.checkpoint_every,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+        use_cpu=use_cpu,
+    )
+    own = {name: getattr(settings, name) for name in SAME_NAME if name in type(settings).model_fields}
+    sync_every = getattr(settings, "sync_every", None) or 0
+    return SelfDistillationConfig(**common | {"max_steps": max_steps}, **own, sync_every=sync_every)

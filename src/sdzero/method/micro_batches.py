@@ -1,4 +1,4 @@
-"""Cutting the global batch of phase 2 into micro-batches of padded tensors."""
+"""The batches of the on-policy trainer: which questions are next, and micro-batches of padded tensors."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -6,9 +6,30 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from sdzero.method.roles import DistillationPair, WeightedSequence
+from sdzero.method.roles import DistillationPair, StudentTargets, WeightedSequence
 
 Row = TypeVar("Row")
+
+Context = DistillationPair | StudentTargets
+"""A response in its context, or contexts; all of one batch are of the same type."""
+
+
+class QuestionNumbers(torch.utils.data.Dataset[dict[str, int]]):
+    """The numbers of the questions: all that the data loader has to shuffle and to skip."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+
+def collate_numbers(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    """One tensor of question numbers."""
+    return {"index": torch.tensor([row["index"] for row in rows])}
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
@@ -22,26 +43,31 @@ def flat_positions(positions: Sequence[Sequence[int]], row_length: int) -> torch
 
 
 def make_micro_batch(
-    pairs: Sequence[tuple[DistillationPair, int]], rehearsal: Sequence[WeightedSequence], pad: int
+    contexts: Sequence[tuple[Context, int]], rehearsal: Sequence[WeightedSequence], pad: int
 ) -> dict[str, Any]:
-    """Tensors of one micro-batch. `pairs` carry the reward; both may be empty."""
+    """Tensors of one micro-batch. `contexts` carry the reward; both may be empty.
+
+    Those of the teacher are there if the contexts are pairs of a student's and a teacher's.
+    """
     batch: dict[str, Any] = {}
-    if pairs:
-        student_ids_BT = pad_right([pair.student_ids for pair, _ in pairs], pad)
-        teacher_ids_BT = pad_right([pair.teacher_ids for pair, _ in pairs], pad)
-        lengths = torch.tensor([len(pair.targets) for pair, _ in pairs])
+    if contexts:
+        student_ids_BT = pad_right([context.student_ids for context, _ in contexts], pad)
         batch |= {
             "input_ids": student_ids_BT,
-            "teacher_ids": teacher_ids_BT,
             "student_positions": flat_positions(
-                [pair.student_logit_positions for pair, _ in pairs], student_ids_BT.shape[1]
+                [context.student_logit_positions for context, _ in contexts], student_ids_BT.shape[1]
             ),
-            "teacher_positions": flat_positions(
-                [pair.teacher_logit_positions for pair, _ in pairs], teacher_ids_BT.shape[1]
-            ),
-            "lengths_B": lengths,
-            "rewards_B": torch.tensor([reward for _, reward in pairs]),
+            "targets_T": torch.tensor([token for context, _ in contexts for token in context.targets]),
+            "lengths_B": torch.tensor([len(context.targets) for context, _ in contexts]),
+            "rewards_B": torch.tensor([reward for _, reward in contexts]),
         }
+    pairs = [context for context, _ in contexts if isinstance(context, DistillationPair)]
+    if pairs:
+        teacher_ids_BT = pad_right([pair.teacher_ids for pair in pairs], pad)
+        batch["teacher_ids"] = teacher_ids_BT
+        batch["teacher_positions"] = flat_positions(
+            [pair.teacher_logit_positions for pair in pairs], teacher_ids_BT.shape[1]
+        )
     if rehearsal:
         batch["rehearsal_ids"] = pad_right([s.token_ids for s in rehearsal], pad)
         batch["rehearsal_weights"] = pad_sequence(

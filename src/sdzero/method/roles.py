@@ -6,6 +6,10 @@ Reviser reads x, a response y and the control phrase P_r, all inside one assista
     Generator   chat(x)
     Reviser     chat(x) + y + "\\n\\n" + P_r + "\\n\\n"
 
+The baselines' sequences are built here too. SDFT's teacher reads the question with its reference:
+
+    reference   chat(template filled with x and the reference)
+
 Responses are token ids, exactly as sampled. They are put side by side with ids that were tokenised
 apart, once; nothing is decoded and encoded again, since the ids that come back from that can differ
 from those the policy sampled. The first copy of y loses its end-of-turn token, because the assistant
@@ -82,18 +86,42 @@ class DistillationPair:
     teacher_logit_positions: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        sides = (
-            ("student", self.student_ids, self.student_logit_positions),
-            ("teacher", self.teacher_ids, self.teacher_logit_positions),
-        )
-        for side, token_ids, positions in sides:
-            if len(positions) != len(self.targets):
-                raise AlignmentError(f"{len(self.targets)} targets but {len(positions)} {side} positions")
-            first = len(token_ids) - 1 - len(self.targets)
-            if first < 0 or positions != tuple(range(first, first + len(self.targets))):
-                raise AlignmentError(f"the {side} positions do not run up to the end of its sequence")
-            if token_ids[first + 1 :] != self.targets:
-                raise AlignmentError(f"the {side} sequence does not end with the targets")
+        _check_side("student", self.student_ids, self.student_logit_positions, self.targets)
+        _check_side("teacher", self.teacher_ids, self.teacher_logit_positions, self.targets)
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the longer of the two sequences has: the teacher's reads more."""
+        return len(self.teacher_ids)
+
+
+@dataclass(frozen=True)
+class StudentTargets:
+    """The student's context of y where no teacher is asked; asserts the same as `DistillationPair`."""
+
+    student_ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    student_logit_positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_side("student", self.student_ids, self.student_logit_positions, self.targets)
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the sequence has."""
+        return len(self.student_ids)
+
+
+def _check_side(
+    side: str, token_ids: tuple[int, ...], positions: tuple[int, ...], targets: tuple[int, ...]
+) -> None:
+    if len(positions) != len(targets):
+        raise AlignmentError(f"{len(targets)} targets but {len(positions)} {side} positions")
+    first = len(token_ids) - 1 - len(targets)
+    if first < 0 or positions != tuple(range(first, first + len(targets))):
+        raise AlignmentError(f"the {side} positions do not run up to the end of its sequence")
+    if token_ids[first + 1 :] != targets:
+        raise AlignmentError(f"the {side} sequence does not end with the targets")
 
 
 class Roles:
@@ -137,11 +165,26 @@ class Roles:
 
     def generator_prompt(self, question: Question) -> list[int]:
         """Ids of chat(x), up to where the assistant's text begins."""
-        self._refuse_special_tokens(question.text, f"question {question.id}")
-        content = question.text
-        if self._chat.answer_instruction:
-            content = f"{content}\n\n{self._chat.answer_instruction}"
-        return self._render(content)
+        return self._render(self._content(question))
+
+    def reference_prompt(self, question: Question, reference: str, template: str) -> list[int]:
+        """Ids of what SDFT's teacher reads: the chat around `template`, filled in.
+
+        `{question}` stands for all that the student's user turn holds, the answer instruction included, as
+        in TRL's SDFT trainer, and `{reference}` for `reference`.
+        """
+        self._refuse_special_tokens(reference, f"question {question.id}: its reference")
+        self._refuse_special_tokens(template, "sdft.template")
+        return self._render(template.format(question=self._content(question), reference=reference))
+
+    def demonstration_ids(self, text: str, where: str) -> list[int]:
+        """Ids of a given response (SFT): tokenised apart from the prompt, the end token after it.
+
+        `where` says in an error where the text stands.
+        """
+        self._refuse_special_tokens(text, where)
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return [*cast("list[int]", ids), self.end_token_id]
 
     def control_phrase_ids(self, reward: int) -> list[int]:
         """Ids of P_r with a blank line before and after it, tokenised apart from y."""
@@ -213,18 +256,30 @@ class Roles:
         self, prompt_ids: Sequence[int], response_ids: Sequence[int], reward: int
     ) -> DistillationPair:
         """Student: x + y. Teacher: x + y (no end token) + P_r + y. Targets: y, end token included."""
-        reviser_ids = self.reviser_prompt(prompt_ids, response_ids, reward)
-        # The one table: row t is where the student's and the teacher's logits of y_t are.
-        table = [
-            (len(prompt_ids) - 1 + place, len(reviser_ids) - 1 + place) for place in range(len(response_ids))
-        ]
-        return DistillationPair(
+        return _pair(prompt_ids, self.reviser_prompt(prompt_ids, response_ids, reward), response_ids)
+
+    def reference_pair(
+        self, prompt_ids: Sequence[int], reference_prompt_ids: Sequence[int], response_ids: Sequence[int]
+    ) -> DistillationPair:
+        """SDFT. Student: x + y. Teacher: x with the reference + y. Targets: y, end token included."""
+        self._refuse_inner_end(response_ids)
+        return _pair(prompt_ids, reference_prompt_ids, response_ids)
+
+    def student_targets(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> StudentTargets:
+        """x + y for a loss that asks no teacher. Targets: y, end token included."""
+        self._refuse_inner_end(response_ids)
+        first = len(prompt_ids) - 1
+        return StudentTargets(
             student_ids=(*prompt_ids, *response_ids),
-            teacher_ids=(*reviser_ids, *response_ids),
             targets=tuple(response_ids),
-            student_logit_positions=tuple(student for student, _ in table),
-            teacher_logit_positions=tuple(teacher for _, teacher in table),
+            student_logit_positions=tuple(range(first, first + len(response_ids))),
         )
+
+    def _content(self, question: Question) -> str:
+        self._refuse_special_tokens(question.text, f"question {question.id}")
+        if self._chat.answer_instruction:
+            return f"{question.text}\n\n{self._chat.answer_instruction}"
+        return question.text
 
     def _messages(self, content: str) -> list[dict[str, str]]:
         system = self._chat.system_prompt
@@ -297,6 +352,24 @@ class Roles:
                     where=where,
                     todo="remove it, or leave the question out",
                 )
+
+
+def _pair(
+    prompt_ids: Sequence[int], teacher_prompt_ids: Sequence[int], response_ids: Sequence[int]
+) -> DistillationPair:
+    """The response after the student's and after the teacher's prompt."""
+    # The one table: row t is where the student's and the teacher's logits of y_t are.
+    table = [
+        (len(prompt_ids) - 1 + place, len(teacher_prompt_ids) - 1 + place)
+        for place in range(len(response_ids))
+    ]
+    return DistillationPair(
+        student_ids=(*prompt_ids, *response_ids),
+        teacher_ids=(*teacher_prompt_ids, *response_ids),
+        targets=tuple(response_ids),
+        student_logit_positions=tuple(student for student, _ in table),
+        teacher_logit_positions=tuple(teacher for _, teacher in table),
+    )
 
 
 def _join(*parts: tuple[str, Sequence[int], float]) -> WeightedSequence:

@@ -39,6 +39,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
+from sdzero.method.alarms import alarms_for
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.trace import RevisionTrace
@@ -49,7 +50,7 @@ from sdzero.method.training import (
     training_arguments,
 )
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
-from sdzero.recipe import OptimizerSettings, SrtSettings
+from sdzero.recipe import AlarmSettings, OptimizerSettings, SrtSettings
 
 LOGITS_AT_A_TIME = 1 << 27
 """Logits (tokens times vocabulary) that are held at once, in float32; more are made again backward."""
@@ -295,13 +296,14 @@ def train_weighted(
     ledger: Ledger | None = None,
     stage: str = "srt",
     key: str = "srt",
+    alarms: AlarmSettings | None = None,
 ) -> int:
     """Train `model` in place on weighted sequences; returns the number of optimizer steps.
 
     A checkpoint is kept in `output_dir` every `checkpoint_every` steps and after the last. With `resume`
     training goes on from the newest whole one and ends in the same weights as without the interruption
     (on a CPU with a fixed number of threads: bit for bit). `log` gets each step's numbers. What was
-    trained is counted in the ledger under (`stage`, `key`).
+    trained is counted in the ledger under (`stage`, `key`). `alarms` stop a training that collapses.
 
     Raises UserError for no sequences, for one longer than the model's context, and for a loss that
     is not finite.
@@ -321,7 +323,7 @@ def train_weighted(
     counter = _CountInLedger(ledger, stage, key) if ledger is not None else None
     if counter is not None:
         callbacks.append(counter)
-    callbacks.append(DeterministicCheckpoints(checkpoint_every))
+    callbacks += [DeterministicCheckpoints(checkpoint_every), *alarms_for(alarms, model.name_or_path)]
     rows = {
         "input_ids": [list(sequence.token_ids) for sequence in sequences],
         "token_weights": [list(sequence.weights) for sequence in sequences],
@@ -353,5 +355,5 @@ def _check_sequences(model: PreTrainedModel, sequences: Sequence[WeightedSequenc
     if context is not None and longest > context:
         raise UserError(
             f"a training sequence has {longest} tokens, the model's context is {context}",
-            todo="lower collect.max_new_tokens, or set collect.max_context",
+            todo="lower collect.max_new_tokens, set collect.max_context, or leave out long demonstrations",
         )

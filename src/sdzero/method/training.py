@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sdzero.errors import UserError
+from sdzero.errors import CollapseError, UserError
 from sdzero.recipe import OptimizerSettings
 
 COMPLETE_MARKER = "complete.json"
@@ -161,11 +161,12 @@ class PlainLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Pass on the logs of a step or of an evaluation. Raises UserError for a loss that is not finite."""
+        """Pass on the logs of a step or of an evaluation. Raises CollapseError for a loss or a gradient norm
+        that is not finite."""
         logs = logs or {}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(logs.get(name, 0.0))):
-                raise UserError(
+                raise CollapseError(
                     f"training broke down: {name} is {logs[name]} at step {state.global_step}",
                     todo="lower learning_rate, or train in a wider dtype (model.dtype=float32)",
                 )

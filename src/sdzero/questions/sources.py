@@ -1,4 +1,4 @@
-"""Where questions come from: built-in arithmetic, JSONL files, Hugging Face datasets, reasoning-gym.
+"""Where questions come from: built-in families, JSONL files, Hugging Face datasets, reasoning-gym.
 
 Every source gives `Question`s; `load_questions` makes them distinct by text. The libraries that a
 source needs are imported when that source is asked for.
@@ -15,6 +15,7 @@ from sdzero.errors import UserError
 from sdzero.questions.question import Question
 from sdzero.questions.splits import normalise
 from sdzero.recipe import DataSettings, FieldMap
+from sdzero.tiny.problem import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def load_questions(settings: DataSettings) -> list[Question]:
     Every fault in the data is a UserError that names the file and line, or the dataset and row; with
     `faulty: drop`, rows without an answer and questions with two answers are left out and counted.
     """
-    if settings.source == "arithmetic":
-        located = _arithmetic()
+    if settings.source in ("arithmetic", "spelling", "walks"):
+        located = _built_in(settings.source)
     elif settings.source == "jsonl":
         located = _jsonl(settings)
     elif settings.source == "huggingface":
@@ -113,12 +114,43 @@ def _kept(rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSett
         logger.warning("%s: %d rows without an answer left out", _describe(settings), dropped)
 
 
-def _arithmetic() -> Iterator[Located]:
-    from sdzero.tiny.world import post_training_problems
+def _built_in(name: str) -> Iterator[Located]:
+    """The questions of a world that its embedded model was not pre-trained on, with worked solutions."""
+    from sdzero.tiny.worlds import WORLDS
 
-    for problem in post_training_problems():
-        question = Question(problem.text, problem.text, str(problem.answer), problem.kind)
-        yield "built-in arithmetic", question
+    world = WORLDS[name]
+    for index, problem in enumerate(world.post_training_problems()):
+        yield (
+            f"built-in {name}",
+            Question(
+                id=problem.text,
+                text=problem.text,
+                answer=str(problem.answer),
+                kind=problem.kind,
+                metadata=_spelling_metadata(problem, index) if name == "spelling" else {},
+                solution=world.solution(problem, True, False),
+            ),
+        )
+
+
+def _spelling_metadata(problem: Problem, index: int) -> dict[str, Any]:
+    """The entry that reasoning-gym would have made of the word, so that its own scorer grades answers."""
+    from sdzero.questions.puzzles import encode
+    from sdzero.tiny.spelling import TASK, WORD_LENGTHS
+
+    (word,) = problem.operands
+    entry = {
+        "question": problem.text,
+        "answer": problem.answer,
+        "metadata": {
+            "source_dataset": TASK,
+            "source_index": index,
+            "word": word,
+            "word_len": len(word),
+            "difficulty": {"word_len": WORD_LENGTHS},
+        },
+    }
+    return {"task": TASK, "arguments": {}, "entry": encode(entry)}
 
 
 def _jsonl(settings: DataSettings) -> Iterator[Located]:

@@ -35,7 +35,7 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
     the data nor on how many questions there are. With several kinds, the ranking takes turns over the
     kinds (by name), and ends with what the larger kinds have left, so that each set is balanced as far
     as the kinds reach. Raises UserError if there are too few questions, or if a set overlaps another
-    or, for the built-in arithmetic, what the embedded model was pre-trained on.
+    or, for the built-in questions, what the embedded model was pre-trained on.
     """
     ranked = _rank(questions, settings.split_seed)
     needed = settings.test + settings.tuning + settings.n1 + settings.n2
@@ -54,8 +54,8 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
     test, tuning = take(settings.test), take(settings.tuning)
     sets = QuestionSets(n1=take(settings.n1), n2=take(settings.n2), tuning=tuning, test=test)
     pretraining = None
-    if settings.source == "arithmetic":
-        from sdzero.tiny.world import is_pretraining
+    if settings.source in ("arithmetic", "spelling", "walks"):
+        from sdzero.tiny.problem import is_pretraining
 
         pretraining = is_pretraining
     named = {"test": sets.test, "tuning": sets.tuning, "n1": sets.n1, "n2": sets.n2}
@@ -114,12 +114,13 @@ def question_to_json(question: Question) -> dict[str, Any]:
         "answer": question.answer,
         "kind": question.kind,
         "metadata": dict(question.metadata),
+        "solution": question.solution,
     }
 
 
 def question_from_json(data: Mapping[str, Any]) -> Question:
     """The question that `question_to_json` wrote. Raises KeyError or TypeError for other data."""
-    return Question(**{key: data[key] for key in ("id", "text", "answer", "kind", "metadata")})
+    return Question(**{key: data[key] for key in ("id", "text", "answer", "kind", "metadata", "solution")})
 
 
 def _shorten(text: str, limit: int = 120) -> str:

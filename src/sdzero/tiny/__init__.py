@@ -1,11 +1,25 @@
-"""The embedded base model: how it was made, and how it is loaded."""
+"""The embedded base models, one a world: how they were made, and how they are loaded."""
 
 from pathlib import Path
 
 MODEL_NAME = "tiny"
-"""What a recipe's `model.path` says to mean the embedded model."""
+"""What a recipe's `model.path` says to mean the embedded model of arithmetic."""
+
+MODEL_FOLDERS = {"arithmetic": "model", "spelling": "models/spelling", "walks": "models/walks"}
+"""Where the embedded model of each world is; `tiny:spelling` in a recipe means that of spelling."""
 
 
-def model_folder() -> Path:
-    """The folder of the embedded model, as `save_pretrained` writes it."""
-    return Path(__file__).parent / "model"
+def model_folder(name: str = "arithmetic") -> Path:
+    """The folder of a world's model, as `save_pretrained` writes it. Raises KeyError for another name."""
+    return Path(__file__).parent / MODEL_FOLDERS[name]
+
+
+def world_of_model(path: str) -> str | None:
+    """The world that a recipe's model path names: of `tiny` arithmetic, of `tiny:walks` walks, else None.
+
+    The name after the colon is not checked.
+    """
+    name, colon, world = path.partition(":")
+    if name != MODEL_NAME:
+        return None
+    return world if colon else "arithmetic"

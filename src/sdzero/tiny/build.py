@@ -1,12 +1,13 @@
-"""Make the embedded base model from nothing: tokenizer, corpus, pre-training.
+"""Make an embedded base model from nothing: tokenizer, corpus, pre-training.
 
-    python -m sdzero.tiny.build OUTPUT_FOLDER
+    python -m sdzero.tiny.build OUTPUT_FOLDER --world NAME
 
-rebuilds the shipped folder (about 20 minutes on two cores). The steps are the ordinary ones: a
-byte-level BPE tokenizer is trained on a sample of the corpus; a small Llama model with random weights
-is pre-trained on the corpus, every token a target; then it is tuned as chat models are, on the
-attempts only: control phrases are read but are no targets, so the model that results understands them
-and hardly ever writes one of its own accord. Both are saved as transformers saves them.
+rebuilds a shipped folder (about 20 minutes on two cores). The steps are the ordinary ones: a byte-level
+tokenizer is made (for arithmetic, BPE trained on a sample of the corpus; for the others, single bytes and
+the texts that are always the same); a small Llama model with random weights is pre-trained on the corpus,
+every token a target; then it is tuned as chat models are, on the attempts only: control phrases are read
+but are no targets, so the model that results understands them and hardly ever writes one of its own
+accord. Both are saved as transformers saves them.
 """
 
 import argparse
@@ -22,11 +23,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdzero.tiny.corpus import Document, Part, documents
+from sdzero.tiny.corpus import (
+    HINT,
+    PHRASE_CORRECT,
+    PHRASE_WRONG,
+    Document,
+    Part,
+    documents,
+    joined_phrase,
+)
+from sdzero.tiny.worlds import WORLDS, World
 
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -43,8 +53,12 @@ IGNORED = -100
 BATCHES_SORTED = 16
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the byte-level BPE tokenizer: any text can be encoded, digits stand alone."""
+def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """Make the byte-level tokenizer: any text can be encoded, digits stand alone.
+
+    Without fixed texts, merges are learnt from a sample of the corpus. With them, there are no merges: each
+    fixed text is one token and any other byte is, so that letters stand alone as well.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,18 +68,20 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=0 if world.fixed_texts else VOCABULARY_SIZE,
         special_tokens=[PAD, IM_START, IM_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = itertools.islice(documents(TOKENIZER_SEED, "pretraining"), TOKENIZER_SAMPLE)
+    sample = itertools.islice(documents(TOKENIZER_SEED, "pretraining", world), TOKENIZER_SAMPLE)
     pieces = (
         piece
         for document in sample
         for piece in ("user\n", document.problem.text, "assistant\n", *document.pieces)
     )
     tokenizer.train_from_iterator(pieces, trainer)
+    if world.fixed_texts:
+        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in _fixed_texts(world)])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -73,6 +89,13 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _fixed_texts(world: World) -> list[str]:
+    """The texts that get a token each: the chat format's, the phrases, the hint's, the world's own."""
+    before_answer = HINT.removeprefix("{question}").partition("{answer}")[0]
+    phrases = [joined_phrase(PHRASE_CORRECT), joined_phrase(PHRASE_WRONG)]
+    return ["user\n", "assistant\n", *phrases, before_answer, *world.fixed_texts]
 
 
 def encode_document(
@@ -83,7 +106,7 @@ def encode_document(
     In pre-training all tokens are targets, in tuning the attempts and the end.
     """
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": document.problem.text}],
+        [{"role": "user", "content": document.prompt}],
         add_generation_prompt=True,
         return_dict=False,
     )
@@ -98,10 +121,10 @@ def encode_document(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, part: Part
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, part: Part, world: World
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """An endless stream of batches of documents of similar length, so that little is padded."""
-    stream, rng = documents(seed, part), random.Random(seed)
+    stream, rng = documents(seed, part, world), random.Random(seed)
     while True:
         some = itertools.islice(stream, batch_size * BATCHES_SORTED)
         rows = [encode_document(tokenizer, document, part) for document in some]
@@ -140,12 +163,13 @@ def train(
     learning_rate: float,
     corpus_seed: int,
     part: Part,
+    world: World,
 ) -> None:
     """Train by next-token prediction on documents of the corpus, with a cosine schedule."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
     )
-    stream = batches(tokenizer, corpus_seed, batch_size, part)
+    stream = batches(tokenizer, corpus_seed, batch_size, part, world)
     model.train()
     started, seen = time.monotonic(), 0
     for step in range(steps):
@@ -178,7 +202,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("output", type=Path, help="folder to save to")
-    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps of pre-training")
+    parser.add_argument("--world", choices=list(WORLDS), default="arithmetic", help="family of questions")
+    parser.add_argument("--steps", type=int, help="optimizer steps of pre-training, if not the world's own")
     parser.add_argument("--tuning-steps", type=int, default=800, help="optimizer steps of tuning")
     parser.add_argument("--batch-size", type=int, default=64, help="documents a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak rate of pre-training")
@@ -188,17 +213,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the corpus")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    tokenizer = train_tokenizer()
+    world = WORLDS[arguments.world]
+    tokenizer = train_tokenizer(world)
     model = make_model(tokenizer, arguments.seed, arguments.hidden, arguments.layers)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     train(
         model,
         tokenizer,
-        steps=arguments.steps,
+        steps=arguments.steps or world.pretraining_steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         corpus_seed=arguments.seed + 100,
         part="pretraining",
+        world=world,
     )
     train(
         model,
@@ -208,6 +235,7 @@ def main() -> None:
         learning_rate=arguments.tuning_rate,
         corpus_seed=arguments.seed + 200,
         part="tuning",
+        world=world,
     )
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)

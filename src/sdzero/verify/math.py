@@ -15,6 +15,7 @@ from sdzero.verify.boxed import has_box, last_boxed
 from sdzero.verify.verdict import Outcome, Verdict
 from sdzero.verify.verifier import Canary
 
+_TUPLE = re.compile(r"\(([^(),]+(?:,[^(),]+)+)\)")
 _INTEGER = re.compile(r"([+-]?)0*([0-9]+|[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+)")
 _ANNOUNCED = re.compile(r"answer\b[^.\n]{0,60}?(?:\bis\b(?!\s+not\b)|:|=)", re.IGNORECASE)
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -91,6 +92,9 @@ def same_answer(reference: str, given: str) -> bool:
     whole_reference, whole_given = as_integer(reference), as_integer(given)
     if whole_reference is not None and whole_given is not None:
         return whole_reference == whole_given
+    point_reference, point_given = as_integers(reference), as_integers(given)
+    if point_reference is not None and point_given is not None:
+        return point_reference == point_given
     reference_words, given_words = _as_words(reference), _as_words(given)
     # math-verify reads plain words as products of letters, in which "Pairs" equals "Paris".
     if reference_words is not None and given_words is not None:
@@ -108,6 +112,19 @@ def as_integer(text: str) -> str | None:
         return None
     digits = re.sub(r"[^0-9]", "", match.group(2)).lstrip("0") or "0"
     return f"-{digits}" if match.group(1) == "-" and digits != "0" else digits
+
+
+def as_integers(text: str) -> list[str] | None:
+    """A tuple of plain integers such as `(2, -7)`, each in one form; None for anything else.
+
+    Only saves time: math-verify finds the same, in tens of milliseconds.
+    """
+    match = _TUPLE.fullmatch(text)
+    if match is None:
+        return None
+    parts = [as_integer(part.strip()) for part in match.group(1).split(",")]
+    known = [part for part in parts if part is not None]
+    return known if len(known) == len(parts) else None
 
 
 def _as_words(text: str) -> str | None:

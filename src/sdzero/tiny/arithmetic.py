@@ -1,4 +1,4 @@
-"""The little world of arithmetic that the embedded base model grew up in.
+"""The world of arithmetic, in which the demo's base model grew up.
 
 A *problem* is a short expression of one of eleven kinds, built from small operands, so that the
 facts needed (which sum, which product) are few while the distinct questions are many (39,186).
@@ -6,32 +6,17 @@ Each kind has a *misconception*, a procedure that is wrong in the same way every
 spite of precedence, a bracket ignored, the smaller digit taken from the larger, a carry dropped. Six
 kinds are mostly done by their misconception in the corpus, five seldom. A model that is trained on it
 therefore makes errors that carry information, which is what self-revision needs (errors that are mere
-noise teach a Reviser nothing).
-
-Every problem belongs to exactly one side by the hash of its text: the pre-training corpus draws from
-45 in 100, questions for post-training and evaluation from the rest. Nothing here imports torch.
+noise teach a Reviser nothing). Nothing here imports torch.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-PRETRAINING_SHARE = 45
-"""Per cent of the distinct problems, by hash, that the pre-training corpus draws from."""
+from sdzero.tiny.problem import Problem, unseen_problems
 
 Step = tuple[int, str, int]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One expression. `answer` is its value; `operands` are in the order of the text."""
-
-    kind: str
-    operands: tuple[int, ...]
-    text: str
-    answer: int
 
 
 @dataclass(frozen=True)
@@ -237,12 +222,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def is_pretraining(text: str) -> bool:
-    """Whether a question's text lies on the pre-training side of the split."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 100 < PRETRAINING_SHARE
-
-
 def make_problem(kind: str, operands: tuple[int, ...]) -> Problem:
     """Build one problem. Raises KeyError for an unknown kind."""
     rules = KINDS[kind]
@@ -282,17 +261,11 @@ def boxed_value(text: str) -> int | None:
     return int(digits)
 
 
-def post_training_problems() -> list[Problem]:
-    """All distinct problems that the pre-training corpus never draws from, kinds interleaved evenly.
+def is_right(problem: Problem, text: str) -> bool:
+    """Whether the last box of a solution holds the answer's value."""
+    return boxed_value(text) == problem.answer
 
-    The list takes turns over the kinds (each shuffled by a fixed seed), and ends with what the larger
-    kinds have left, so any leading part of it is balanced as far as the kinds reach.
-    """
-    rng = random.Random(0)
-    columns = []
-    for kind in KINDS:
-        column = [p for p in all_problems(kind) if not is_pretraining(p.text)]
-        rng.shuffle(column)
-        columns.append(column)
-    longest = max(len(column) for column in columns)
-    return [column[i] for i in range(longest) for column in columns if i < len(column)]
+
+def post_training_problems() -> list[Problem]:
+    """All distinct problems that the pre-training corpus never draws from, kinds interleaved evenly."""
+    return unseen_problems(KINDS, all_problems)

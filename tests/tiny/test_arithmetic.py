@@ -1,20 +1,19 @@
-"""The little world: right procedures are right, misconceptions are wrong, and the two sides are apart."""
+"""The world of arithmetic: solutions are right, misconceptions are wrong, and the two sides are apart."""
 
 import random
 
 import pytest
 
 from sdzero.questions.question import Question
-from sdzero.tiny.world import (
+from sdzero.tiny.arithmetic import (
     KINDS,
-    Problem,
     all_problems,
     boxed_value,
     draw_problem,
-    is_pretraining,
     post_training_problems,
     solution,
 )
+from sdzero.tiny.problem import Problem, is_pretraining
 from sdzero.verify.math import MathVerifier
 
 QUESTIONS_PROMISED = 20_000

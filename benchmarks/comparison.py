@@ -1,0 +1,164 @@
+"""The comparison and the studies on three families, from the recipes to the tables of the documents.
+
+    python benchmarks/comparison.py --output runs/comparison --write
+
+runs (or resumes) everything, copies the result files to `benchmarks/results/`, and with `--write` fills
+the marked blocks of docs/comparison.md. `--only walks` takes one family, `--parts compare` one part. On
+two cores the whole takes several hours; families can run side by side, one process each, with
+OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "comparison.md"
+FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks"}
+"""Family -> recipe."""
+METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,negative,srt,sdzero"
+SEEDS = 5
+STUDY_SEEDS = 3
+STUDIES = (
+    "loss",
+    "no-srt",
+    "allocation",
+    "filter",
+    "divergence",
+    "sync",
+    "phrase",
+    "forgetting",
+    "revise",
+    "curves",
+    "localization",
+)
+
+
+def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, study_seeds: int) -> None:
+    """Run what is missing of one family, and keep the result files."""
+    from sdzero.cli import Lines, report
+    from sdzero.compare import compare
+    from sdzero.compare_methods import parse_methods
+    from sdzero.recipe_io import load_recipe
+    from sdzero.studies.run import run_study, study_named
+
+    recipe = load_recipe(ROOT / "recipes" / f"{FAMILIES[family]}.yaml")
+    folder = output / family
+    if "compare" in parts:
+        compare(recipe, folder, parse_methods(METHODS.split(",")), seeds, report, Lines())
+        keep(folder / "compare.json", f"compare-{family}.json")
+    if "solutions" in parts:
+        settings = load_recipe(
+            ROOT / "recipes" / f"{FAMILIES[family]}.yaml", ["sft.demonstrations=solutions"]
+        )
+        beside = output / f"{family}-solutions"
+        compare(settings, beside, parse_methods(["base", "sft", "sdzero"]), study_seeds, report, Lines())
+        keep(beside / "compare.json", f"compare-{family}-solutions.json")
+    for study in STUDIES:
+        if study in parts or "studies" in parts:
+            run_study(recipe, folder, study_named(study), study_seeds, report, Lines())
+            keep(folder / f"study-{study}.json", f"study-{study}-{family}.json")
+
+
+def keep(file: Path, name: str) -> None:
+    """Copy a result file to where it is committed."""
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copyfile(file, RESULTS / name)
+
+
+# ---- the page ----
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def stored(name: str) -> Mapping[str, Any] | None:
+    """A committed result file, or None."""
+    file = RESULTS / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def compare_block(family: str, suffix: str = "") -> str:
+    """The block of one comparison."""
+    from sdzero.compare_results import columns, notes, rows
+
+    results = stored(f"compare-{family}{suffix}.json")
+    if results is None:
+        return "Not measured."
+    return markdown(columns(results), rows(results)) + "\n\n" + "\n".join(notes(results))
+
+
+def study_block(study: str) -> str:
+    """The tables of one study, a family each, and the paper's row."""
+    from sdzero.studies.run import measured_lines, paper_line, study_columns, study_rows
+
+    parts, paper = [], ""
+    for family in FAMILIES:
+        results = stored(f"study-{study}-{family}.json")
+        if results is None:
+            continue
+        paper = paper_line(results)
+        parts.append(f"{family}, {len(results['seeds'])} seeds:")
+        if results["rows"]:
+            parts.append(markdown(study_columns(results), study_rows(results)))
+        lines = measured_lines(results)
+        if lines:
+            parts.append("\n".join(f"- {line}" for line in lines))
+    return "\n\n".join([*parts, paper]) if parts else "Not measured."
+
+
+def write_page() -> None:
+    """Fill every marked block of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = {f"compare-{family}": compare_block(family) for family in FAMILIES}
+    blocks |= {f"solutions-{family}": compare_block(family, "-solutions") for family in FAMILIES}
+    blocks |= {f"study-{study}": study_block(study) for study in STUDIES}
+    for name, block in blocks.items():
+        pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+        text, count = re.subn(
+            pattern, lambda found, b=block: f"{found[1]}{b}\n{found[2]}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            sys.exit(f"{PAGE}: {count} blocks named {name}")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "runs" / "comparison", help="folder of the runs"
+    )
+    parser.add_argument("--only", action="append", choices=list(FAMILIES), help="families (default: all)")
+    parser.add_argument(
+        "--parts",
+        default="compare,solutions,studies",
+        help="what to run: compare, solutions, studies, or single studies (%(default)s)",
+    )
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the comparison (%(default)s)")
+    parser.add_argument("--study-seeds", type=int, default=STUDY_SEEDS, help="of the studies (%(default)s)")
+    parser.add_argument("--write", action="store_true", help="fill the page's blocks at the end")
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts.split(",")) - {"compare", "solutions", "studies", *STUDIES}
+    if unknown:
+        parser.error(f"--parts: unknown {', '.join(sorted(unknown))}")
+    for family in arguments.only or FAMILIES:
+        run_family(
+            family, arguments.output, arguments.parts.split(","), arguments.seeds, arguments.study_seeds
+        )
+    if arguments.write:
+        write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What training does to a model: where the divergence lies, how responses read, how runs go."""

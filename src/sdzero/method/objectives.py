@@ -1,0 +1,225 @@
+"""What an on-policy step minimises: one trainer, three objectives.
+
+The student samples a response y to each question, y is graded, and the loss is a weighted sum over the
+tokens of y. What differs is what the tokens are compared with:
+
+    ReviserDivergence     KL to the Reviser, which reads x, y and P_r (SD-Zero's phase 2, equation 5)
+    ReferenceDivergence   KL to a teacher that reads x with its reference (SDFT, arXiv 2601.19897)
+    ConstantAdvantage     -A log pi(y_t), A < 0 on wrong responses and 0 on right ones; no teacher
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
+from sdzero.method.graded import Graded
+from sdzero.method.hidden import hidden_states, output_head
+from sdzero.method.micro_batches import Context
+from sdzero.method.roles import Roles
+from sdzero.method.srt import LOGITS_AT_A_TIME
+from sdzero.method.teacher import Teacher
+from sdzero.questions.question import Question
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The loss of one micro-batch: `total` is the weighted sum over tokens, and carries the gradient.
+
+    `measure_T` is the objective's measure of each target token and `entropy_T` the student's entropy
+    there, in nats; both are unweighted and detached, for the log.
+    """
+
+    total: Tensor
+    measure_T: Tensor
+    entropy_T: Tensor
+
+
+class Objective(Protocol):
+    """What the on-policy trainer asks of an objective."""
+
+    @property
+    def seeded_as(self) -> str:
+        """The rollouts' seeds depend on this word, not on the stage's name: two such runs are alike."""
+        ...
+
+    @property
+    def measure(self) -> str:
+        """The name under which `measure_T` is logged, apart for wrong (`_r0`) and right (`_r1`) responses."""
+        ...
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is a teacher."""
+        ...
+
+    def context(self, roles: Roles, one: Graded) -> Context:
+        """The response in the contexts in which the loss reads it."""
+        ...
+
+    def token_losses(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        inputs: dict[str, Any],
+        weights_T: Tensor | None,
+    ) -> TokenLosses:
+        """The loss of a micro-batch (see `make_micro_batch`); `weights_T` defaults to ones."""
+        ...
+
+
+def phrase_reward(reward: int, phrase_for_reward: str) -> int:
+    """Which phrase the Reviser gets: the true one, or for ablations a held or a flipped one."""
+    if phrase_for_reward == "held":
+        return 1
+    return 1 - reward if phrase_for_reward == "flipped" else reward
+
+
+@dataclass(frozen=True)
+class TeacherDivergence:
+    """The divergence between student and teacher at each token of y, each in its own context."""
+
+    kind: DivergenceKind
+    chunk_tokens: int
+
+    measure = "divergence"
+    needs_teacher = True
+
+    def token_losses(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        inputs: dict[str, Any],
+        weights_T: Tensor | None,
+    ) -> TokenLosses:
+        """Gradient reaches the student's distributions only."""
+        assert teacher is not None, "the trainer checks that there is one"
+        with torch.no_grad():
+            teacher_hidden_TD = hidden_states(
+                teacher.model, inputs["teacher_ids"], inputs["teacher_positions"]
+            )
+        student_head, teacher_head = output_head(student), output_head(teacher.model)
+        result = divergence_from_hidden(
+            hidden_states(student, inputs["input_ids"], inputs["student_positions"]),
+            teacher_hidden_TD,
+            student_head.weight,
+            teacher_head.weight,
+            kind=self.kind,
+            chunk_tokens=self.chunk_tokens,
+            weights_T=weights_T,
+            student_bias_V=student_head.bias,
+            teacher_bias_V=teacher_head.bias,
+        )
+        return TokenLosses(result.total, result.per_token_T, result.student_entropy_T)
+
+
+@dataclass(frozen=True)
+class ReviserDivergence(TeacherDivergence):
+    """SD-Zero: the teacher is the Reviser. `phrase_for_reward` is for ablations (see `phrase_reward`)."""
+
+    phrase_for_reward: str = "true"
+
+    seeded_as = "distill"
+
+    def context(self, roles: Roles, one: Graded) -> Context:
+        """The teacher reads x + y + P_r + y."""
+        shown = phrase_reward(one.reward, self.phrase_for_reward)
+        return roles.distillation_pair(one.prompt_ids, one.token_ids, shown)
+
+
+def reference_of(question: Question, reference: Literal["solution", "answer"]) -> str:
+    """What SDFT's teacher is shown: the worked solution, or the answer."""
+    return question.solution if reference == "solution" else question.answer
+
+
+@dataclass(frozen=True)
+class ReferenceDivergence(TeacherDivergence):
+    """SDFT: the teacher reads `template`, filled with the question and its reference, and then y.
+
+    It knows what is right, and is not told how y was graded.
+    """
+
+    template: str
+    reference: Literal["solution", "answer"]
+
+    seeded_as = "sdft"
+
+    def context(self, roles: Roles, one: Graded) -> Context:
+        """The teacher reads x with the reference + y."""
+        shown = reference_of(one.question, self.reference)
+        teacher_prompt_ids = roles.reference_prompt(one.question, shown, self.template)
+        return roles.reference_pair(one.prompt_ids, teacher_prompt_ids, one.token_ids)
+
+
+@dataclass(frozen=True)
+class ConstantAdvantage:
+    """Policy gradient with a constant advantage on the tokens of wrong responses, and 0 on right ones.
+
+    The loss of a token is -A log pi(y_t): with A < 0 its probability falls. The step is on-policy, so the
+    ratio of new to old probabilities is 1. Right responses carry no loss, but count in the normaliser,
+    which is all target tokens of the step. The loss has no lower bound. As in phase 2 its temperature is
+    1 whatever the sampling temperature.
+    """
+
+    advantage: float
+
+    seeded_as = "negative"
+    measure = "log_probability"
+    needs_teacher = False
+
+    def context(self, roles: Roles, one: Graded) -> Context:
+        """x + y under the student alone."""
+        return roles.student_targets(one.prompt_ids, one.token_ids)
+
+    def token_losses(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        inputs: dict[str, Any],
+        weights_T: Tensor | None,
+    ) -> TokenLosses:
+        """The measure is log pi(y_t)."""
+        hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        log_probability_T, entropy_T = target_log_probabilities(
+            hidden_TD, output_head(student), inputs["targets_T"].to(hidden_TD.device)
+        )
+        rewards_T = torch.repeat_interleave(inputs["rewards_B"], inputs["lengths_B"])
+        advantage_T = (rewards_T == 0).to(log_probability_T) * self.advantage
+        if weights_T is not None:
+            advantage_T = advantage_T * weights_T
+        total = -(advantage_T * log_probability_T).sum()
+        return TokenLosses(total, log_probability_T.detach(), entropy_T)
+
+
+def target_log_probabilities(
+    hidden_TD: Tensor, head: torch.nn.Linear, targets_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log pi of each target, and the entropy (detached) of the distribution that it is from; both [T].
+
+    Logits are float32 (float64 stays). If there are many, they are made chunk by chunk, and again in the
+    backward pass.
+    """
+
+    def chunk(hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+        logits_CV = head(hidden_CD)
+        if logits_CV.dtype != torch.float64:
+            logits_CV = logits_CV.float()
+        log_CV = logits_CV.log_softmax(-1)
+        with torch.no_grad():
+            entropy_C = -(log_CV.exp() * log_CV).sum(-1)
+        return log_CV.gather(-1, targets_C[:, None])[:, 0], entropy_C
+
+    size = max(1, LOGITS_AT_A_TIME // head.out_features)
+    if len(targets_T) <= size:
+        return chunk(hidden_TD, targets_T)
+    parts = [
+        checkpoint(
+            chunk, hidden_TD[start : start + size], targets_T[start : start + size], use_reentrant=False
+        )
+        for start in range(0, len(targets_T), size)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -1,0 +1,49 @@
+"""What one step of the on-policy trainer adds up, and the numbers that are logged of it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sdzero.method.graded import Graded
+from sdzero.method.micro_batches import Context
+from sdzero.method.roles import DistillationPair, WeightedSequence
+
+
+def begin_tally(
+    graded: Sequence[Graded],
+    contexts: Sequence[tuple[Context, int]],
+    rehearsal: Sequence[WeightedSequence],
+    rollout_seconds: float,
+    measure: str,
+) -> dict[str, Any]:
+    """What is known after the rollout; the sums over tokens, of `measure` and entropy, begin at 0."""
+    counted = [one for one in graded if one.verdict.counts]
+    return {
+        "reward": sum(one.reward for one in counted) / max(len(counted), 1),
+        "tokens": sum(one.sampled_tokens for one in graded) / max(len(graded), 1),
+        "truncated": sum(one.truncated for one in graded),
+        "target_tokens": sum(len(c.targets) for c, _ in contexts)
+        + sum(weight > 0 for s in rehearsal for weight in s.weights),
+        "teacher_tokens": sum(len(c.teacher_ids) for c, _ in contexts if isinstance(c, DistillationPair)),
+        "rollout_seconds": rollout_seconds,
+        "started": time.monotonic(),
+        f"sum_{measure}_r0": 0.0,
+        f"sum_{measure}_r1": 0.0,
+        "tokens_r0": 0,
+        "tokens_r1": 0,
+        "sum_entropy": 0.0,
+    }
+
+
+def tally_metrics(tally: dict[str, Any], measure: str) -> dict[str, Any]:
+    """The step's metrics: means over responses and, for the sums, over target tokens."""
+    both = tally["tokens_r0"] + tally["tokens_r1"]
+    return {
+        "reward": tally["reward"],
+        "tokens": tally["tokens"],
+        "truncated": tally["truncated"],
+        f"{measure}_r0": tally[f"sum_{measure}_r0"] / max(tally["tokens_r0"], 1),
+        f"{measure}_r1": tally[f"sum_{measure}_r1"] / max(tally["tokens_r1"], 1),
+        "entropy": tally["sum_entropy"] / max(both, 1),
+        "rollout_seconds": tally["rollout_seconds"],
+    }

@@ -1,0 +1,245 @@
+"""Studies of the method's parts: each trains SRT or phase 2 again with one thing changed."""
+
+from dataclasses import replace
+
+from sdzero.errors import UserError
+from sdzero.pipeline import Stages
+from sdzero.questions.question import Question
+from sdzero.questions.splits import QuestionSets
+from sdzero.recipe import DistillSettings
+from sdzero.run_context import Budget
+from sdzero.studies.study import Chosen, Row, Study, changed, own_rows, trained
+
+DIVERGENCES = ("reverse", "forward", "mixed", "jsd")
+N1_SHARES = (40, 50, 60)
+"""Per cent of the questions that go to phase 1: the paper's 6K, 7.5K and 9K of 15K."""
+SYNC_ROUNDS = 3
+SYNC_RATE = 0.5
+"""Rounds after the first are trained at this multiple of phase 2's learning rate."""
+
+
+def _srt_variant(stages: Stages, name: str, label: str, **values: float) -> Row:
+    for round_ in range(1, stages.recipe.collect.rounds + 1):
+        stages.srt(round_, name, changed(stages.recipe.srt, **values))
+    return Row(label, stages.srt_folder(name=name), ("collect", name))
+
+
+def _distill_variant(
+    stages: Stages, name: str, label: str, settings: DistillSettings, start: str | None = None
+) -> Row:
+    stages.distill(name, settings, start)
+    return Row(label, trained(stages, name), ("collect", "srt", name))
+
+
+def loss_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """SRT with each of its two losses alone."""
+    return {
+        **own_rows(stages, "base", "srt"),
+        "loss-generation": _srt_variant(
+            stages, "loss-generation", "generation loss only", revision_weight=0.0
+        ),
+        "loss-revision": _srt_variant(stages, "loss-revision", "revision loss only", generation_weight=0.0),
+    }
+
+
+def no_srt_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """Phase 2 with the base model as Generator and Reviser, on all questions."""
+    base = stages.recipe.model.path
+    stages.distill(
+        "no-srt", changed(chosen.distill, rehearsal_weight=0.0), base, questions=stages.training_questions
+    )
+    row = Row("phase 2 without SRT", trained(stages, "no-srt"), ("no-srt",))
+    return {**own_rows(stages, "base", "sdzero"), "no-srt": row}
+
+
+def allocation_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """The same questions, more of them for phase 1: each share is a whole run of its own."""
+    questions = stages.training_questions
+    rows = own_rows(stages, "sdzero")
+    for share in N1_SHARES:
+        cut = max(1, len(questions) * share // 100)
+        own = replace(stages, sets=replace(stages.sets, n1=questions[:cut], n2=questions[cut:]))
+        rows[f"n1-{share}"] = whole_run(own, f"n1-{share}", f"{share}% for phase 1", chosen.distill)
+    return rows
+
+
+def whole_run(stages: Stages, name: str, label: str, settings: DistillSettings) -> Row:
+    """Both phases under names of their own, on the stages' questions."""
+    collect, srt, distill = f"{name}-collect", f"{name}-srt", f"{name}-distill"
+    for round_ in range(1, stages.recipe.collect.rounds + 1):
+        stages.collect(round_, collect, srt_name=srt)
+        stages.srt(round_, srt, traces_of=collect)
+    stages.distill(distill, settings, stages.srt_folder(name=srt), traces_of=collect)
+    return Row(label, trained(stages, distill), (collect, srt, distill))
+
+
+def filter_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """SRT, and phase 2 from it, on all revisions, right or wrong."""
+    for round_ in range(1, stages.recipe.collect.rounds + 1):
+        stages.collect(round_, "unfiltered-collect", only_verified=False, srt_name="unfiltered-srt")
+        stages.srt(round_, "unfiltered-srt", traces_of="unfiltered-collect")
+    model = stages.srt_folder(name="unfiltered-srt")
+    srt = Row("SRT, all revisions", model, ("unfiltered-collect", "unfiltered-srt"))
+    stages.distill("unfiltered-distill", chosen.distill, model, traces_of="unfiltered-collect")
+    stages_of = ("unfiltered-collect", "unfiltered-srt", "unfiltered-distill")
+    return {
+        **own_rows(stages, "srt", "sdzero"),
+        "unfiltered-srt": srt,
+        "unfiltered": Row("SD-Zero, all revisions", trained(stages, "unfiltered-distill"), stages_of),
+    }
+
+
+def divergence_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """Phase 2 with every other divergence."""
+    others = [kind for kind in DIVERGENCES if kind != chosen.distill.divergence]
+    rows = own_rows(stages, "srt", "sdzero")
+    rows["sdzero"] = replace(rows["sdzero"], label=f"SD-Zero ({chosen.distill.divergence})")
+    for kind in others:
+        name = f"divergence-{kind}"
+        rows[name] = _distill_variant(stages, name, kind, changed(chosen.distill, divergence=kind))
+    return rows
+
+
+def phrase_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """Phase 2 with a teacher that is told the same phrase always, or the wrong one."""
+    labels = {"held": "phrase of r = 1 always", "flipped": "the other phrase"}
+    rows = own_rows(stages, "srt", "sdzero")
+    for value, label in labels.items():
+        rows[f"phrase-{value}"] = _distill_variant(
+            stages, f"phrase-{value}", label, changed(chosen.distill, phrase_for_reward=value)
+        )
+    return rows
+
+
+def sync_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """Iterative self-evolution: further rounds of phase 2, the teacher synchronised to the student before
+    each; and, for comparison, a second round with the teacher as it was."""
+    rows = own_rows(stages, "srt", "sdzero")
+    slower = changed(chosen.distill, learning_rate=chosen.distill.learning_rate * SYNC_RATE)
+    start, cost = trained(stages, "distill"), ["collect", "srt", "distill"]
+    for round_ in range(2, SYNC_ROUNDS + 1):
+        name = f"sync-{round_}"
+        stages.distill(name, slower, start)
+        start, cost = trained(stages, name), [*cost, name]
+        rows[name] = Row(f"round {round_}, teacher synced", start, tuple(cost))
+    stages.distill("same-teacher-2", changed(slower, teacher=stages.srt_folder()), trained(stages, "distill"))
+    same = ("collect", "srt", "distill", "same-teacher-2")
+    rows["same-teacher-2"] = Row("round 2, same teacher", trained(stages, "same-teacher-2"), same)
+    return rows
+
+
+def kinds_of(stages: Stages) -> list[str]:
+    """The kinds of the training questions, by name."""
+    return sorted({question.kind for question in stages.training_questions})
+
+
+def check_kinds(stages: Stages) -> None:
+    """Raise UserError unless there are kinds to leave out, and questions of them to score."""
+    taught = set(kinds_of(stages)[::2])
+    scored = {question.kind for question in getattr(stages.sets, stages.recipe.evaluate.on)}
+    if not scored - taught or not scored & taught:
+        raise UserError(
+            "the questions are not of several kinds, so there is nothing unrelated to forget",
+            "data.fields.kind",
+            "name a column of kinds, or use a source that has kinds",
+        )
+
+
+def check_joint(stages: Stages) -> None:
+    """Raise UserError unless SRT has both losses in one stage."""
+    if stages.recipe.srt.schedule_of_losses != "joint":
+        raise UserError(
+            "the two losses have weights of their own only in the joint schedule",
+            "srt.schedule_of_losses",
+            "set it to joint",
+        )
+
+
+def forgetting_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """Trained on every other kind of question only, scored on the kinds that were left out."""
+    taught = set(kinds_of(stages)[::2])
+
+    def of(questions: list[Question], known: bool) -> list[Question]:
+        return [question for question in questions if (question.kind in taught) is known]
+
+    sets = stages.sets
+    own = replace(
+        stages,
+        sets=QuestionSets(of(sets.n1, True), of(sets.n2, True), sets.tuning, sets.test),
+    )
+    whole = whole_run(own, "forgetting", "SD-Zero", chosen.distill)
+    spent = stages.ledger.by_stage()
+    responses = sum(spent[stage]["responses"] for stage in whole.stages if stage in spent)
+    own.baseline("rft", "forgetting-rft", chosen.rft, Budget("responses", responses))
+    scored = getattr(sets, stages.recipe.evaluate.on)
+    models = {
+        "base": ("base", stages.recipe.model.path, ()),
+        "rft": ("RFT", trained(stages, "forgetting-rft"), ("forgetting-rft",)),
+        "srt": ("SRT", stages.srt_folder(name="forgetting-srt"), whole.stages[:2]),
+        "sdzero": ("SD-Zero", whole.model, whole.stages),
+    }
+    return {
+        f"{name}-{word}": Row(f"{label}, {word} kinds", model, cost, tuple(of(scored, word == "taught")))
+        for word in ("other", "taught")
+        for name, (label, model, cost) in models.items()
+    }
+
+
+PHASE_STUDIES = (
+    Study(
+        "loss",
+        "Does SRT need both of its losses?",
+        {"both": "57.6", "generation loss only": "56.4", "revision loss only": "52.2", "base": "49.8"},
+        loss_rows,
+        reference="srt",
+        trains_srt=True,
+        check=check_joint,
+    ),
+    Study(
+        "no-srt",
+        "Does phase 2 work without phase 1?",
+        {"base": "49.8", "phase 2 without SRT": "51.4", "SD-Zero": "60.3"},
+        no_srt_rows,
+    ),
+    Study(
+        "allocation",
+        "How many of the questions should go to phase 1?",
+        {"40% (6K of 15K)": "60.3", "50%": "59.8", "60%": "59.1"},
+        allocation_rows,
+        trains_srt=True,
+    ),
+    Study(
+        "filter",
+        "Must revisions be verified before SRT trains on them?",
+        {},
+        filter_rows,
+        trains_srt=True,
+    ),
+    Study(
+        "divergence",
+        "Which direction of the divergence?",
+        {"reverse": "60.3"},
+        divergence_rows,
+    ),
+    Study(
+        "sync",
+        "Does phase 2 go on improving when the teacher is synchronised to the student?",
+        {"gain of iterative self-evolution": "at least +3 points, no plateau seen"},
+        sync_rows,
+    ),
+    Study(
+        "phrase",
+        "Does the reward reach the student through the control phrase?",
+        {},
+        phrase_rows,
+    ),
+    Study(
+        "forgetting",
+        "What happens to questions of kinds that were not trained on?",
+        {},
+        forgetting_rows,
+        reference="base-other",
+        trains_srt=True,
+        check=check_kinds,
+    ),
+)
