@@ -33,6 +33,7 @@ STUDIES = (
     "divergence",
     "sync",
     "phrase",
+    "demonstrations",
     "forgetting",
     "revise",
     "curves",
@@ -53,13 +54,6 @@ def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, stud
     if "compare" in parts:
         compare(recipe, folder, parse_methods(METHODS.split(",")), seeds, report, Lines())
         keep(folder / "compare.json", f"compare-{family}.json")
-    if "solutions" in parts:
-        settings = load_recipe(
-            ROOT / "recipes" / f"{FAMILIES[family]}.yaml", ["sft.demonstrations=solutions"]
-        )
-        beside = output / f"{family}-solutions"
-        compare(settings, beside, parse_methods(["base", "sft", "sdzero"]), study_seeds, report, Lines())
-        keep(beside / "compare.json", f"compare-{family}-solutions.json")
     for study in STUDIES:
         if study in parts or "studies" in parts:
             run_study(recipe, folder, study_named(study), study_seeds, report, Lines())
@@ -87,11 +81,11 @@ def stored(name: str) -> Mapping[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def compare_block(family: str, suffix: str = "") -> str:
+def compare_block(family: str) -> str:
     """The block of one comparison."""
     from sdzero.compare_results import columns, notes, rows
 
-    results = stored(f"compare-{family}{suffix}.json")
+    results = stored(f"compare-{family}.json")
     if results is None:
         return "Not measured."
     return markdown(columns(results), rows(results)) + "\n\n" + "\n".join(notes(results))
@@ -120,7 +114,6 @@ def write_page() -> None:
     """Fill every marked block of the page."""
     text = PAGE.read_text(encoding="utf-8")
     blocks = {f"compare-{family}": compare_block(family) for family in FAMILIES}
-    blocks |= {f"solutions-{family}": compare_block(family, "-solutions") for family in FAMILIES}
     blocks |= {f"study-{study}": study_block(study) for study in STUDIES}
     for name, block in blocks.items():
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
@@ -142,14 +135,14 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(FAMILIES), help="families (default: all)")
     parser.add_argument(
         "--parts",
-        default="compare,solutions,studies",
-        help="what to run: compare, solutions, studies, or single studies (%(default)s)",
+        default="compare,studies",
+        help="what to run: compare, studies, or single studies (%(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the comparison (%(default)s)")
     parser.add_argument("--study-seeds", type=int, default=STUDY_SEEDS, help="of the studies (%(default)s)")
     parser.add_argument("--write", action="store_true", help="fill the page's blocks at the end")
     arguments = parser.parse_args()
-    unknown = set(arguments.parts.split(",")) - {"compare", "solutions", "studies", *STUDIES}
+    unknown = set(arguments.parts.split(",")) - {"compare", "studies", *STUDIES}
     if unknown:
         parser.error(f"--parts: unknown {', '.join(sorted(unknown))}")
     for family in arguments.only or FAMILIES:

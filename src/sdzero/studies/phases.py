@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from sdzero.baselines.registry import baseline_named
+from sdzero.baselines.sft import check_solutions
 from sdzero.errors import UserError
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
@@ -170,7 +172,7 @@ def forgetting_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
     whole = whole_run(own, "forgetting", "SD-Zero", chosen.distill)
     spent = stages.ledger.by_stage()
     responses = sum(spent[stage]["responses"] for stage in whole.stages if stage in spent)
-    own.baseline("rft", "forgetting-rft", chosen.rft, Budget("responses", responses))
+    own.baseline("rft", "forgetting-rft", chosen.baselines["rft"], Budget("responses", responses))
     scored = getattr(sets, stages.recipe.evaluate.on)
     models = {
         "base": ("base", stages.recipe.model.path, ()),
@@ -183,6 +185,22 @@ def forgetting_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
         for word in ("other", "taught")
         for name, (label, model, cost) in models.items()
     }
+
+
+def demonstrations_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """SFT on the reference answers, and on worked solutions, at the rate found for the recipe's."""
+    rows = own_rows(stages, "base", "sdzero")
+    for kind in ("answers", "solutions"):
+        name, settings = f"sft-on-{kind}", changed(chosen.baselines["sft"], demonstrations=kind)
+        stages.baseline("sft", name, settings, Budget("responses", 0))
+        rows[name] = Row(f"SFT on {kind}", trained(stages, name), (name,))
+    return rows
+
+
+def check_solutions_and_section(stages: Stages) -> None:
+    """Raise UserError without the recipe's section `sft`, or worked solutions in the data."""
+    baseline_named("sft").settings(stages.recipe)
+    check_solutions(stages.training_questions, "another study")
 
 
 PHASE_STUDIES = (
@@ -232,6 +250,13 @@ PHASE_STUDIES = (
         "Does the reward reach the student through the control phrase?",
         {},
         phrase_rows,
+    ),
+    Study(
+        "demonstrations",
+        "What if there were worked solutions to learn from?",
+        {"base": "49.8", "SFT on R1's responses": "50.0", "SD-Zero": "60.3"},
+        demonstrations_rows,
+        check=check_solutions_and_section,
     ),
     Study(
         "forgetting",

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from rich.table import Table
 
+from sdzero.baselines.registry import BASELINES
 from sdzero.compare_methods import Progress, chosen_settings, cost_of, train_phase_1, with_seed
 from sdzero.compare_results import COSTS, p_value, paired, percent
 from sdzero.errors import UserError
@@ -47,7 +48,8 @@ def chosen_of(recipe: Recipe, folder: Path) -> Chosen:
             "run `sdzero compare` first, or choose another --output",
         )
     distill = cast("DistillSettings", chosen_settings(recipe, folder, "sdzero"))
-    return Chosen(distill, chosen_settings(recipe, folder, "rft"))
+    kinds = [kind for kind in BASELINES if getattr(recipe, kind) is not None]
+    return Chosen(distill, {kind: chosen_settings(recipe, folder, kind) for kind in kinds})
 
 
 def run_study(

@@ -14,7 +14,8 @@ class Chosen:
     """The settings of methods at the rates that a comparison has found, or at the recipe's."""
 
     distill: DistillSettings
-    rft: OptimizerSettings
+    baselines: Mapping[str, OptimizerSettings]
+    """Of the baselines that have a section in the recipe."""
 
 
 @dataclass(frozen=True)
