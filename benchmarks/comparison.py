@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "comparison.md"
 FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks"}
 """Family -> recipe."""
-METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,negative,srt,sdzero"
+METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
 STUDY_SEEDS = 3
 STUDIES = (
@@ -34,6 +34,7 @@ STUDIES = (
     "sync",
     "phrase",
     "demonstrations",
+    "negative",
     "forgetting",
     "revise",
     "curves",

@@ -162,12 +162,15 @@ def model_of(stages: Stages, method: Method) -> str:
     own = {"base": stages.recipe.model.path, "srt": stages.srt_folder()}
     if method.kind in own:
         return own[method.kind]
-    note = collapse_of(stages, method.stage)
+    return model_at(stages, method.stage)
+
+
+def model_at(stages: Stages, name: str) -> str:
+    """The folder of a stage's model; of one that collapsed, what was last good, or the base model."""
+    note = collapse_of(stages, name)
     if note is None:
-        return str(stages.run.path(f"{method.stage}/model"))
-    if note["kept"] is not None:
-        return str(stages.run.path(note["kept"]))
-    return own["base"]
+        return str(stages.run.path(f"{name}/model"))
+    return stages.recipe.model.path if note["kept"] is None else str(stages.run.path(note["kept"]))
 
 
 def cost_of(names: Sequence[str], spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

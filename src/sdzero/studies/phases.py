@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sdzero.baselines.registry import baseline_named
 from sdzero.baselines.sft import check_solutions
+from sdzero.compare_methods import Method, model_at, train_guarded
 from sdzero.errors import UserError
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
@@ -197,6 +198,25 @@ def demonstrations_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
     return rows
 
 
+def negative_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
+    """The control without a teacher, at several rates: all are shown, none is chosen."""
+    rows = own_rows(stages, "base", "sdzero")
+    settings = baseline_named("negative").settings(stages.recipe)
+    for factor in stages.recipe.compare.rate_factors:
+        rate = settings.learning_rate * factor
+        name = f"negative-x{factor:g}"
+        own = changed(settings, learning_rate=rate)
+        collapsed = train_guarded(stages, Method("negative", "negative"), name, own, stages.budget)
+        note = ", stopped by an alarm" if collapsed else ""
+        rows[name] = Row(f"negative advantage, rate {rate:g}{note}", model_at(stages, name), (name,))
+    return rows
+
+
+def check_negative(stages: Stages) -> None:
+    """Raise UserError without the recipe's section `negative`."""
+    baseline_named("negative").settings(stages.recipe)
+
+
 def check_solutions_and_section(stages: Stages) -> None:
     """Raise UserError without the recipe's section `sft`, or worked solutions in the data."""
     baseline_named("sft").settings(stages.recipe)
@@ -257,6 +277,13 @@ PHASE_STUDIES = (
         {"base": "49.8", "SFT on R1's responses": "50.0", "SD-Zero": "60.3"},
         demonstrations_rows,
         check=check_solutions_and_section,
+    ),
+    Study(
+        "negative",
+        "Is it enough to push wrong responses down?",
+        {},
+        negative_rows,
+        check=check_negative,
     ),
     Study(
         "forgetting",
