@@ -3,9 +3,10 @@
 Folders, markers, claims, the ledger and stored scores are the real ones; there is no model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ COLLECTED, DISTILLED, SCORED = 30, 10, 4
 
 @dataclass
 class Play:
-    """What happens (`collapses`: by stage, before how many calls it stops to) and what was asked for."""
+    """What happens (`averages` by the name of the scores, `collapses` by stage), and what was asked for."""
 
     averages: Mapping[str, float] = field(default_factory=dict)
     collapses: dict[str, CollapseError] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Play:
     trained: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Budget] = field(default_factory=dict)
+    starts: dict[str, str | None] = field(default_factory=dict)
     teachers: dict[str, str | None] = field(default_factory=dict)
     scored: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     """By folder of the scores: the model, and the ids of the questions."""
@@ -76,6 +78,7 @@ class FakeStages(Stages):
         settings = settings or self.recipe.distill
         self.claim(name, settings)
         if not self.run.is_done(name):
+            self.play.starts[name] = start
             self.play.teachers[name] = teacher or settings.teacher
             self.train(name, settings, DISTILLED)
 
@@ -83,7 +86,7 @@ class FakeStages(Stages):
         return str(path)
 
     def sampler(self, model: Any) -> Any:
-        return model
+        return SimpleNamespace(model=model, ledger=self.ledger)
 
 
 def fake_stages(folder: Path, recipe: Recipe, play: Play | None = None) -> FakeStages:
@@ -117,12 +120,13 @@ def play_baselines(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(BASELINES, name, Baseline(name, train))
 
 
-def play_scores(patch: pytest.MonkeyPatch, play: Play) -> Callable[..., Any]:
+def play_scores(patch: pytest.MonkeyPatch, play: Play) -> None:
     """Every scoring of the pipeline is played: an average by the name of the scores, 0.5 if none is given."""
 
-    def evaluate(questions: Sequence[Question], sampler: str, settings: Any, *, folder: str, **_: Any) -> Any:
+    def evaluate(questions: Sequence[Question], sampler: Any, settings: Any, *, folder: str, **_: Any) -> Any:
         name = folder.removeprefix("evaluate/")
-        play.scored[name] = (sampler, [question.id for question in questions])
+        sampler.ledger.record("evaluate", name, responses=SCORED, sampled_tokens=10 * SCORED)
+        play.scored[name] = (sampler.model, [question.id for question in questions])
         return {
             "evaluation": {"avg": play.averages.get(name, 0.5), "mean_tokens": 10.0},
             "revision": None,
@@ -130,4 +134,3 @@ def play_scores(patch: pytest.MonkeyPatch, play: Play) -> Callable[..., Any]:
         }
 
     patch.setattr("sdzero.pipeline.evaluate", evaluate)
-    return evaluate

@@ -87,6 +87,29 @@ def test_a_second_call_trains_nothing_and_changes_nothing(micro_compare: Path, t
     assert "Holm-corrected" in " ".join(done.stdout.split())
 
 
+def test_after_a_kill_between_methods_only_the_lost_one_is_trained_again(
+    micro_compare: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(micro_compare, folder)
+    # As if the process had died in the second seed after it trained the methods that come after `sft`.
+    for name in ("sft/model", "evaluate/sft"):
+        shutil.rmtree(folder / "seed-4" / name)
+    for file in ("compare.json", "seed-4/stages/sft.json", "seed-4/evaluate/sft.json"):
+        (folder / file).unlink()
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    arguments = ("--methods", METHODS, "--seeds", "2", "-o", folder)
+    done = sdzero("compare", micro_recipe(tmp_path), *arguments, timeout=900)
+    assert done.returncode == 0, done.stderr
+    after = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    again = folder / "seed-4/sft/model/model.safetensors"
+    assert set(after) - set(before) == {again}
+    assert {file: after[file] for file in before} == before
+    first = micro_compare / "seed-4/sft/model/model.safetensors"
+    assert again.read_bytes() == first.read_bytes()
+    assert without_seconds(results_of(folder)) == without_seconds(results_of(micro_compare))
+
+
 def test_a_method_may_be_left_out_later(micro_compare: Path, tmp_path: Path) -> None:
     folder = tmp_path / "fewer"
     shutil.copytree(micro_compare, folder)

@@ -1,6 +1,5 @@
 """The methods of a comparison: their names, their settings, how one is trained, what it cost."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any, Literal, cast
 
 from sdzero.baselines.registry import BASELINES, baseline_named
 from sdzero.compare_results import COSTS, REFERENCE
-from sdzero.errors import CollapseError, UserError
+from sdzero.errors import CollapseError, UserError, unknown_name
 from sdzero.method.alarms import last_good_checkpoint
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
@@ -66,12 +65,7 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
     for name in names:
         kind, at, match = name.partition("@")
         if kind not in known:
-            nearest = difflib.get_close_matches(kind, known, n=1)
-            raise UserError(
-                f"there is no method `{kind}`",
-                "--methods",
-                f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}",
-            )
+            raise unknown_name("method", kind, known, "--methods")
         if at and (match not in ("responses", "tokens") or kind in OWN_METHODS):
             raise UserError(
                 f"`{name}` is no method with a budget",
@@ -141,11 +135,20 @@ def train_guarded(
         stages.report(f"{name} collapsed and was stopped: {collapse.what}")
         good = [last_good_checkpoint(path) for path in sorted(stages.run.path(name).glob("checkpoints*"))]
         kept = next((str(one.relative_to(stages.run.root)) for one in good if one is not None), None)
+        _forget_scores(stages, name)
         stages.run.write_json(_note(name), {"what": collapse.what, "kept": kept, "alarms": alarms})
         return collapse.what
     if note is not None:
+        # The scores go first: a process killed in between comes here again.
+        _forget_scores(stages, name)
         stages.run.path(_note(name)).unlink()
     return None
+
+
+def _forget_scores(stages: Stages, name: str) -> None:
+    """Scores that stand there are of what an earlier training left."""
+    stages.run.path(f"evaluate/{name}.json").unlink(missing_ok=True)
+    stages.run.remove_folders("evaluate", name)
 
 
 def _note(name: str) -> str:
@@ -180,7 +183,9 @@ def cost_of(names: Sequence[str], spent: Mapping[str, Mapping[str, Any]]) -> dic
 
 def chosen_settings(recipe: Recipe, folder: Path, kind: str) -> OptimizerSettings:
     """A method's settings at the rate that a comparison in this folder has found, or at the recipe's."""
-    settings = Method(kind, kind).settings(recipe)
+    settings, factors = Method(kind, kind).settings(recipe), recipe.compare.rate_factors
+    if len(factors) == 1:  # nothing is searched: this is what a comparison will take
+        settings = at_rate(settings, settings.learning_rate * factors[0])
     file = folder / "search.json"
     if not file.is_file():
         return settings

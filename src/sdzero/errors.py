@@ -1,5 +1,8 @@
 """The one error that is meant for people: what was wrong, where, and what to do about it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A fault in the user's input or surroundings; the command prints it without a traceback.
@@ -20,6 +23,14 @@ class UserError(Exception):
         if self.todo:
             lines.append(f"  to do: {self.todo}")
         return "\n".join(lines)
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], where: str | None = None) -> UserError:
+    """The error for a name that is none of the known ones; it names the nearest, or all."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    todo = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}"
+    return UserError(f"there is no {what} `{name}`", where, todo)
 
 
 class CollapseError(UserError):

@@ -120,7 +120,7 @@ def _search_one(stages: Stages, method: Method, factors: Sequence[float], after:
                 **cost_of([name], stages.ledger.by_stage()),
             }
         )
-    best = max(tried, key=lambda one: (one["avg"], -one["learning_rate"]))
+    best = max(tried, key=lambda one: (one["collapsed"] is None, one["avg"], -one["learning_rate"]))
     shown = ", ".join(f"{one['avg']:.3f} at {one['learning_rate']:g}" for one in tried)
     stages.report(f"{method.name}: learning rate {best['learning_rate']:g}, tuning avg {shown}")
     return {

@@ -1,6 +1,5 @@
 """The baselines by name: which section of the recipe each has, and how it is trained."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from sdzero.baselines.negative import train_negative
 from sdzero.baselines.rft import train_rft
 from sdzero.baselines.sdft import train_sdft
 from sdzero.baselines.sft import check_solutions, train_sft
-from sdzero.errors import UserError
+from sdzero.errors import UserError, unknown_name
 from sdzero.questions.question import Question
 from sdzero.recipe import OptimizerSettings, Recipe, SdftSettings, SftSettings
 from sdzero.run_context import Budget, RunContext
@@ -62,9 +61,5 @@ BASELINES: dict[str, Baseline] = {
 def baseline_named(name: str) -> Baseline:
     """The baseline of this name. Raises UserError for an unknown one."""
     if name not in BASELINES:
-        nearest = difflib.get_close_matches(name, BASELINES, n=1)
-        raise UserError(
-            f"there is no baseline `{name}`",
-            todo=f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(BASELINES)}",
-        )
+        raise unknown_name("baseline", name, BASELINES)
     return BASELINES[name]

@@ -4,7 +4,7 @@ from typing import Any
 
 from sdzero.analyze.evolution import evolution
 from sdzero.analyze.localization import Localized, localization, token_divergences
-from sdzero.analyze.style import style
+from sdzero.analyze.style import attempts_in, style
 from sdzero.errors import UserError
 from sdzero.method.graded import Draw
 from sdzero.pipeline import Stages
@@ -108,26 +108,35 @@ def localize(stages: Stages) -> dict[str, float | None]:
                 one.question.id, one.reward, own, one.token_ids, stages.roles.end_token_id, reference
             )
         )
-    found = localization(responses)
-    stages.run.write_json("localization/found.json", found)
-    return localization_figures(found)
+    single = [
+        own
+        for (one, _), own in zip(paired, responses, strict=True)
+        if attempts_in(stages.roles.decode(one.token_ids)) <= 1
+    ]
+    found, found_single = localization(responses), localization(single)
+    stages.run.write_json("localization/found.json", {"all": found, "one_attempt": found_single})
+    return localization_figures(found) | {
+        f"{name}_single_{reward}": _mean(found_single[reward][name])
+        for name in ("divergence", "top_share", "flat_share")
+        for reward in ("r0", "r1")
+    }
 
 
 def localization_figures(found: dict[str, Any]) -> dict[str, float | None]:
     """The figures of the study, out of everything that was measured; None where there is nothing to see."""
-
-    def mean(value: dict[str, Any] | None) -> float | None:
-        return None if value is None else float(value["mean"])
-
     measured: dict[str, float | None] = {}
     for reward in ("r0", "r1"):
         group = found[reward]
         for name in ("divergence", "top_share", "flat_share", "first_token", "end_token"):
-            measured[f"{name}_{reward}"] = mean(group[name])
+            measured[f"{name}_{reward}"] = _mean(group[name])
     first_wrong = found["r0"].get("first_wrong", {})
     for name in ("near", "near_by_chance", "near_by_first_token", "exact"):
-        measured[name] = mean(first_wrong.get(name))
+        measured[name] = _mean(first_wrong.get(name))
     return measured
+
+
+def _mean(value: dict[str, Any] | None) -> float | None:
+    return None if value is None else float(value["mean"])
 
 
 CURVE_LABELS = {
@@ -153,6 +162,15 @@ LOCALIZATION_LABELS = {
             ("flat_share", "the same if it were flat"),
             ("first_token", "share of it on the first token"),
             ("end_token", "share of it on the end token"),
+        )
+        for reward in ("r0", "r1")
+    },
+    **{
+        f"{name}_single_{reward}": f"{label}, responses with one attempt, r = {reward[1]}"
+        for name, label in (
+            ("divergence", "divergence, nats a token"),
+            ("top_share", "share of it on the top fifth of tokens"),
+            ("flat_share", "the same if it were flat"),
         )
         for reward in ("r0", "r1")
     },

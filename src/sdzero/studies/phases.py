@@ -125,7 +125,8 @@ def sync_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
         stages.distill(name, slower, start)
         start, cost = trained(stages, name), [*cost, name]
         rows[name] = Row(f"round {round_}, teacher synced", start, tuple(cost))
-    stages.distill("same-teacher-2", changed(slower, teacher=stages.srt_folder()), trained(stages, "distill"))
+    # Not in the settings: a path there would tie the stage to the place where the folder is.
+    stages.distill("same-teacher-2", slower, trained(stages, "distill"), teacher=stages.srt_folder())
     same = ("collect", "srt", "distill", "same-teacher-2")
     rows["same-teacher-2"] = Row("round 2, same teacher", trained(stages, "same-teacher-2"), same)
     return rows

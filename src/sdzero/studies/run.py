@@ -1,6 +1,5 @@
 """Run a study over seeds beside a comparison's runs, and write `study-NAME.json`."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ from rich.table import Table
 from sdzero.baselines.registry import BASELINES
 from sdzero.compare_methods import Progress, chosen_settings, cost_of, train_phase_1, with_seed
 from sdzero.compare_results import COSTS, p_value, paired, percent
-from sdzero.errors import UserError
+from sdzero.errors import UserError, unknown_name
 from sdzero.evaluate.stats import interval_over_seeds
 from sdzero.pipeline import Stages, open_run
 from sdzero.recipe import DistillSettings, Recipe
@@ -28,11 +27,7 @@ STUDIES: dict[str, Study] = {study.name: study for study in (*PHASE_STUDIES, *LO
 def study_named(name: str) -> Study:
     """The study of this name. Raises UserError for an unknown one."""
     if name not in STUDIES:
-        nearest = difflib.get_close_matches(name, STUDIES, n=1)
-        raise UserError(
-            f"there is no study `{name}`",
-            todo=f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(STUDIES)}",
-        )
+        raise unknown_name("study", name, STUDIES)
     return STUDIES[name]
 
 
