@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from sdzero.compare_methods import cost_of, parse_methods
-from sdzero.compare_results import compare_results, compare_table, notes, p_value, paired, question_means
+from sdzero.compare_results import (
+    by_kind,
+    compare_results,
+    compare_table,
+    notes,
+    p_value,
+    paired,
+    question_means,
+)
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 
@@ -65,6 +73,12 @@ def test_the_means_and_differences_are_those_worked_by_hand(micro_settings: Reci
 def test_the_difference_counts_each_question_once_whatever_the_seeds() -> None:
     means = question_means([one["rft"]["scores"] for one in FOUND])
     assert means == pytest.approx({"a": 0.25, "b": 1.0, "c": 0.25})
+
+
+def test_scores_by_kind_are_means_over_the_questions_of_a_kind() -> None:
+    kinds = {"a": "sum", "b": "sum", "c": "word"}
+    assert by_kind({"a": [1, 0], "b": [1, 1], "c": [0]}, kinds) == {"sum": 0.75, "word": 0.0}
+    assert by_kind({"a": [1]}, kinds) == {}, "one kind says no more than the whole"
 
 
 def test_several_p_values_are_corrected_together() -> None:

@@ -23,7 +23,7 @@ from sdzero.compare_methods import (
     train_phase_1,
     with_seed,
 )
-from sdzero.compare_results import REFERENCE, compare_results
+from sdzero.compare_results import REFERENCE, by_kind, compare_results
 from sdzero.errors import UserError
 from sdzero.pipeline import Stages, open_run
 from sdzero.rate_search import search
@@ -79,9 +79,11 @@ def run_seed(stages: Stages, methods: Sequence[Method], rates: Mapping[str, floa
     scored = {method.name: stages.evaluate(method.name, model_of(stages, method)) for method in methods}
     stages.write_results()
     spent = stages.ledger.by_stage()
+    kinds = {question.id: question.kind for question in getattr(stages.sets, stages.recipe.evaluate.on)}
     return {
         method.name: {
             "scores": scored[method.name],
+            "by_kind": by_kind(scored[method.name]["per_question"], kinds),
             "cost": cost_of(method.stages, spent),
             "collapsed": collapse_of(stages, method.stage) is not None,
         }

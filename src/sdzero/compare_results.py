@@ -34,7 +34,8 @@ def compare_results(
 ) -> dict[str, Any]:
     """The object of `compare.json`. `found` has, for each seed, each method's scores and cost.
 
-    Accuracies are fractions in [0, 1]; lengths are tokens; costs are means over seeds. An interval is a
+    Accuracies are fractions in [0, 1] (`by_kind`: of the questions of each kind, a value a seed); lengths
+    are tokens; costs are means over seeds. An interval is a
     95% interval over seeds (None for one seed); a difference is SD-Zero's minus the method's, paired over
     distinct questions on means over seeds, with the p-value of a sign-flip test, Holm-corrected over the
     methods of this comparison. Everything holds for the one base model of the recipe.
@@ -54,6 +55,9 @@ def compare_results(
             "mean_tokens": _mean([one["mean_tokens"] for one in evaluations]),
             "learning_rate": search["methods"].get(name.partition("@")[0], {}).get("learning_rate"),
             "collapsed_seeds": [s for s, one in zip(seeds, found, strict=True) if one[name].get("collapsed")],
+            "by_kind": {
+                kind: [one[name]["by_kind"][kind] for one in found] for kind in first[name].get("by_kind", {})
+            },
             "revision": _revision([one[name]["scores"]["revision"] for one in found]),
             **{key: _mean([cost[key] for cost in costs]) for key in COSTS},
         }
@@ -125,6 +129,14 @@ def question_means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for question, own in one["per_question"].items():
             rewards.setdefault(question, []).append(_mean(own))
     return {question: _mean(own) for question, own in rewards.items()}
+
+
+def by_kind(rewards: Mapping[str, Sequence[float]], kinds: Mapping[str, str]) -> dict[str, float]:
+    """The mean score of the questions of each kind; nothing where all are of one kind."""
+    grouped: dict[str, list[float]] = {}
+    for question, own in rewards.items():
+        grouped.setdefault(kinds[question], []).append(_mean(own))
+    return {kind: _mean(grouped[kind]) for kind in sorted(grouped)} if len(grouped) > 1 else {}
 
 
 def _revision(found: Sequence[Mapping[str, Any] | None]) -> dict[str, float] | None:
