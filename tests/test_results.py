@@ -29,7 +29,7 @@ def shown(table: Any) -> str:
 
 
 def test_the_schema_of_the_design(results: dict[str, Any], micro_run: Path) -> None:
-    keys = {"schema", "method", "seed", "model", "task", "evaluations", "revision", "budget"}
+    keys = {"schema", "method", "seed", "model", "task", "on", "evaluations", "revision", "budget"}
     assert keys | {"divergence", "versions", "recipe_sha256"} <= set(results)
     assert (results["schema"], results["method"], results["seed"]) == (1, "sdzero", 3)
     assert (results["model"], results["task"]) == ("tiny", "micro")

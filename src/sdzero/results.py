@@ -48,6 +48,7 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
         "seed": recipe.seed,
         "model": recipe.model.path,
         "task": recipe.name,
+        "on": recipe.evaluate.on,
         "evaluations": {name: own["evaluation"] for name, own in found.items()},
         "revision": {name: own["revision"] for name, own in found.items()},
         "differences": _differences(found),
@@ -136,6 +137,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [one["seed"] for one in results],
         "model": first["model"],
         "task": first["task"],
+        "on": first["on"],
         "questions": first["evaluations"]["base"]["questions"],
         "k": first["evaluations"]["base"]["k"],
         "evaluations": evaluations,
@@ -152,7 +154,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     """The table of one seed."""
     any_evaluation = next(iter(results["evaluations"].values()))
     title = (
-        f"{results['task']}, seed {results['seed']}: {any_evaluation['questions']} distinct test questions"
+        f"{results['task']}, seed {results['seed']}: {any_evaluation['questions']} distinct"
+        f" {results['on']} questions"
     )
     table = Table(title=title, title_justify="left")
     k = any_evaluation["k"]
@@ -190,7 +193,8 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
     """The table of several seeds: means, and 95% intervals over seeds."""
     k = summary["k"]
     table = Table(
-        title=f"{summary['task']}, seeds {summary['seeds']}: {summary['questions']} distinct test questions,"
+        title=f"{summary['task']}, seeds {summary['seeds']}: {summary['questions']} distinct {summary['on']}"
+        " questions,"
         " mean [95% interval over seeds]",
         title_justify="left",
     )
