@@ -3,9 +3,9 @@
     python benchmarks/comparison.py --output runs/comparison --write
 
 runs (or resumes) everything, copies the result files to `benchmarks/results/`, and with `--write` fills
-the marked blocks of docs/comparison.md. `--only walks` takes one family, `--parts compare` one part. On
-two cores the whole takes several hours; families can run side by side, one process each, with
-OMP_NUM_THREADS=1.
+the marked blocks of docs/comparison.md and README.md. `--only walks` takes one family, `--parts compare`
+one part. On two cores the whole takes two to three hours; families can run side by side, one process
+each, with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -24,8 +24,7 @@ FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks"}
 """Family -> recipe."""
 METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
-STUDY_SEEDS = {"arithmetic": 2, "spelling": 1, "walks": 1}
-"""Studies are many trainings; so few seeds show large effects only."""
+LONG_STUDIES = ("phrase", "forgetting", "filter", "divergence", "allocation")
 STUDIES = (
     "loss",
     "no-srt",
@@ -58,9 +57,14 @@ def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, stud
         keep(folder / "compare.json", f"compare-{family}.json")
     for study in STUDIES:
         if study in parts or "studies" in parts:
-            count = study_seeds or STUDY_SEEDS[family]
+            count = study_seeds or seeds_of(study, family)
             run_study(recipe, folder, study_named(study), count, report, Lines())
             keep(folder / f"study-{study}.json", f"study-{study}-{family}.json")
+
+
+def seeds_of(study: str, family: str) -> int:
+    """Studies are many trainings, so they have few seeds, and show large effects only."""
+    return 2 if family == "arithmetic" and study not in LONG_STUDIES else 1
 
 
 def keep(file: Path, name: str) -> None:
@@ -94,6 +98,23 @@ def compare_block(family: str) -> str:
     return markdown(columns(results), rows(results)) + "\n\n" + "\n".join(notes(results))
 
 
+def summary_block() -> str:
+    """One line a family: every method's mean, and SD-Zero's length over SRT's."""
+    from sdzero.compare_results import label, percent
+
+    names = METHODS.split(",")
+    rows = []
+    for family in FAMILIES:
+        results = stored(f"compare-{family}.json")
+        if results is None:
+            continue
+        methods = results["methods"]
+        ratio = methods["sdzero"]["mean_tokens"] / methods["srt"]["mean_tokens"]
+        rows.append([family, *(percent(methods[name]["mean"]) for name in names), f"{ratio:.2f}"])
+    heads = ["avg@4 (5 seeds)", *(label(name) for name in names), "length SD-Zero / SRT"]
+    return markdown(heads, rows) if rows else "Not measured."
+
+
 def study_block(study: str) -> str:
     """The tables of one study, a family each, and the paper's row."""
     from sdzero.studies.run import measured_lines, paper_line, study_columns, study_rows
@@ -113,19 +134,25 @@ def study_block(study: str) -> str:
     return "\n\n".join([*parts, paper]) if parts else "Not measured."
 
 
-def write_page() -> None:
-    """Fill every marked block of the page."""
-    text = PAGE.read_text(encoding="utf-8")
+def write_pages() -> None:
+    """Fill every marked block of the documents."""
     blocks = {f"compare-{family}": compare_block(family) for family in FAMILIES}
     blocks |= {f"study-{study}": study_block(study) for study in STUDIES}
+    fill(PAGE, blocks)
+    fill(ROOT / "README.md", {"comparison": summary_block()})
+
+
+def fill(page: Path, blocks: Mapping[str, str]) -> None:
+    """Put each block between its two marks on the page."""
+    text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
         text, count = re.subn(
             pattern, lambda found, b=block: f"{found[1]}{b}\n{found[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            sys.exit(f"{PAGE}: {count} blocks named {name}")
-    PAGE.write_text(text, encoding="utf-8")
+            sys.exit(f"{page}: {count} blocks named {name}")
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -142,7 +169,7 @@ def main() -> None:
         help="what to run: compare, studies, or single studies (%(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the comparison (%(default)s)")
-    parser.add_argument("--study-seeds", type=int, help=f"of the studies (default: {STUDY_SEEDS})")
+    parser.add_argument("--study-seeds", type=int, help="of the studies (default: few, see `seeds_of`)")
     parser.add_argument("--write", action="store_true", help="fill the page's blocks at the end")
     arguments = parser.parse_args()
     unknown = set(arguments.parts.split(",")) - {"compare", "studies", *STUDIES}
@@ -153,7 +180,7 @@ def main() -> None:
             family, arguments.output, arguments.parts.split(","), arguments.seeds, arguments.study_seeds
         )
     if arguments.write:
-        write_page()
+        write_pages()
 
 
 if __name__ == "__main__":

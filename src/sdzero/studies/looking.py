@@ -1,9 +1,17 @@
 """Studies that train nothing: what is in the runs already, looked at."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from sdzero.analyze.evolution import evolution
-from sdzero.analyze.localization import Localized, localization, token_divergences
+from sdzero.analyze.localization import (
+    Localized,
+    localization,
+    mean_over_questions,
+    share_at,
+    token_divergences,
+)
 from sdzero.analyze.style import attempts_in, style
 from sdzero.errors import UserError
 from sdzero.method.graded import Draw
@@ -13,6 +21,7 @@ from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.studies.study import Chosen, Row, Study, own_rows, trained
 
 CURVE_BINS = 5
+_CLOSED_BOX = re.compile(r"\\boxed\{[^{}]*\}")
 LOCALIZED_BATCH = 64
 OWN = ("base", "srt", "sdzero")
 
@@ -115,11 +124,40 @@ def localize(stages: Stages) -> dict[str, float | None]:
     ]
     found, found_single = localization(responses), localization(single)
     stages.run.write_json("localization/found.json", {"all": found, "one_attempt": found_single})
-    return localization_figures(found) | {
-        f"{name}_single_{reward}": _mean(found_single[reward][name])
-        for name in ("divergence", "top_share", "flat_share")
+    after_first = {
+        f"after_first_{reward}": _mean(
+            mean_over_questions(
+                {
+                    own.question: [share]
+                    for (one, _), own in zip(paired, responses, strict=True)
+                    if own.reward == int(reward[1])
+                    and (share := share_after_first_answer(stages, one.token_ids, own.divergences))
+                    is not None
+                }
+            )
+        )
         for reward in ("r0", "r1")
     }
+    return (
+        localization_figures(found)
+        | after_first
+        | {
+            f"{name}_single_{reward}": _mean(found_single[reward][name])
+            for name in ("divergence", "top_share", "flat_share")
+            for reward in ("r0", "r1")
+        }
+    )
+
+
+def share_after_first_answer(
+    stages: Stages, ids: Sequence[int], divergences: Sequence[float]
+) -> float | None:
+    """The share of a response's divergence on the token that follows its first boxed answer: where it ends,
+    or goes on. None without an answer."""
+    for place in range(1, len(ids)):
+        if _CLOSED_BOX.search(stages.roles.decode(ids[:place])):
+            return share_at(divergences, place)
+    return None
 
 
 def localization_figures(found: dict[str, Any]) -> dict[str, float | None]:
@@ -173,6 +211,10 @@ LOCALIZATION_LABELS = {
             ("flat_share", "the same if it were flat"),
         )
         for reward in ("r0", "r1")
+    },
+    **{
+        f"after_first_r{reward}": f"share of it on the token after the first answer, r = {reward}"
+        for reward in (0, 1)
     },
     "near": "wrong responses whose peak is at or next to the first wrong token",
     "near_by_chance": "the same for a random token",
