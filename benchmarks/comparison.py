@@ -125,7 +125,8 @@ def study_block(study: str) -> str:
         if results is None:
             continue
         paper = paper_line(results)
-        parts.append(f"{family}, {len(results['seeds'])} seeds:")
+        count = len(results["seeds"])
+        parts.append(f"{family}, {count} seed{'s' if count > 1 else ''}:")
         if results["rows"]:
             parts.append(markdown(study_columns(results), study_rows(results)))
         lines = measured_lines(results)
