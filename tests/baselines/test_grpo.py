@@ -24,6 +24,7 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.graded import Grade
 from sdzero.method.roles import Roles
+from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import load_tokenizer
 from sdzero.pipeline import default_engine
 from sdzero.questions.question import Question
@@ -474,7 +475,8 @@ def test_killed_before_the_model_was_kept_trains_no_further(
         with pytest.raises(StopHere):
             train(context, budget)
     logged = context.run.read_jsonl("grpo/log.jsonl")
-    last = sorted(context.run.path("grpo/checkpoints").iterdir())[-1]
+    last = last_complete_checkpoint(context.run.path("grpo/checkpoints"))
+    assert last is not None
     expected = dict(AutoModelForCausalLM.from_pretrained(last).named_parameters())
     again = make_context(tmp_path / "run", folders["qwen3"])
     assert train(again, budget) == logged
