@@ -49,15 +49,17 @@ format: $(READY) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-tiny: $(READY) ## train the three embedded models again (about an hour on two cores)
+tiny: $(READY) ## train the four embedded models again (over an hour on two cores)
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/spelling --world spelling
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/walks --world walks
+	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/edits --world edits
 
-bench: $(READY) ## time sampling against model.generate, side by side
+bench: $(READY) ## time sampling against model.generate, and the sandbox against bare interpreters, side by side
 	$(BIN)/python benchmarks/rollout_speed.py
+	$(BIN)/python benchmarks/sandbox_speed.py
 
-comparison: $(READY) ## compare the methods and run the studies on three families (hours), and fill in the tables
+comparison: $(READY) ## compare the methods and run the studies on four families (hours), and fill in the tables
 	$(BIN)/python benchmarks/comparison.py --output runs/comparison --write
 
 figures: $(READY) ## measure every figure of the documents again (about half an hour), and fill them in

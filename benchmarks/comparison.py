@@ -1,4 +1,4 @@
-"""The comparison and the studies on three families, from the recipes to the tables of the documents.
+"""The comparison and the studies on four families, from the recipes to the tables of the documents.
 
     python benchmarks/comparison.py --output runs/comparison --write
 
@@ -10,17 +10,15 @@ each, with OMP_NUM_THREADS=1.
 
 import argparse
 import json
-import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from documents import README, RESULTS, ROOT, fill
+
 PAGE = ROOT / "docs" / "comparison.md"
-FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks"}
+FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
 """Family -> recipe."""
 METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
@@ -103,15 +101,16 @@ def summary_block() -> str:
     from sdzero.compare_results import label, percent
 
     names = METHODS.split(",")
-    rows = []
+    rows, measured = [], set()
     for family in FAMILIES:
         results = stored(f"compare-{family}.json")
         if results is None:
             continue
+        measured.add(f"avg@{results['k']} ({len(results['seeds'])} seeds)")
         methods = results["methods"]
         ratio = methods["sdzero"]["mean_tokens"] / methods["srt"]["mean_tokens"]
         rows.append([family, *(percent(methods[name]["mean"]) for name in names), f"{ratio:.2f}"])
-    heads = ["avg@4 (5 seeds)", *(label(name) for name in names), "length SD-Zero / SRT"]
+    heads = [" or ".join(sorted(measured)), *(label(name) for name in names), "length SD-Zero / SRT"]
     return markdown(heads, rows) if rows else "Not measured."
 
 
@@ -140,20 +139,7 @@ def write_pages() -> None:
     blocks = {f"compare-{family}": compare_block(family) for family in FAMILIES}
     blocks |= {f"study-{study}": study_block(study) for study in STUDIES}
     fill(PAGE, blocks)
-    fill(ROOT / "README.md", {"comparison": summary_block()})
-
-
-def fill(page: Path, blocks: Mapping[str, str]) -> None:
-    """Put each block between its two marks on the page."""
-    text = page.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
-        text, count = re.subn(
-            pattern, lambda found, b=block: f"{found[1]}{b}\n{found[2]}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            sys.exit(f"{page}: {count} blocks named {name}")
-    page.write_text(text, encoding="utf-8")
+    fill(README, {"comparison": summary_block()})
 
 
 def main() -> None:

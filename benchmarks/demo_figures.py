@@ -17,6 +17,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from documents import README, ROOT, fill
+
 from sdzero.cli import Lines, report
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
 from sdzero.pipeline import open_run
@@ -25,7 +27,6 @@ from sdzero.recipe_io import load_recipe
 from sdzero.results import over_seeds
 from sdzero.run_dir import RunDir
 
-ROOT = Path(__file__).resolve().parent.parent
 LABELS = {
     "steep srt": "SRT at learning rate 1e-3",
     "steep sdzero": "phase 2 on that SRT model",
@@ -166,16 +167,6 @@ def variants_block(figures: dict[str, Any], names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def fill(document: Path, name: str, block: str) -> None:
-    """Put a block between a document's markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
-    text = document.read_text()
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    if begin not in text or end not in text:
-        raise SystemExit(f"{document} has no markers {begin} ... {end}")
-    head, rest = text.split(begin, 1)
-    document.write_text(f"{head}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -237,12 +228,15 @@ def main() -> None:
     ):
         print(f"\n{title}\n{block}")
     if arguments.write:
-        fill(ROOT / "README.md", "figures", demo_block(figures))
-        fill(ROOT / "docs" / "results.md", "figures-demo", demo_block(figures))
-        fill(ROOT / "docs" / "results.md", "figures-phrase", phrase)
-        fill(ROOT / "docs" / "results.md", "figures-sync", sync)
-        fill(ROOT / "docs" / "results.md", "figures-divergence", divergence)
-        fill(ROOT / "docs" / "results.md", "figures-steep", steep_block)
+        fill(README, {"figures": demo_block(figures)})
+        blocks = {
+            "figures-demo": demo_block(figures),
+            "figures-phrase": phrase,
+            "figures-sync": sync,
+            "figures-divergence": divergence,
+            "figures-steep": steep_block,
+        }
+        fill(ROOT / "docs" / "results.md", blocks)
         RunDir.unlocked(ROOT / "benchmarks" / "results").write_json("demo_figures.json", figures)
 
 

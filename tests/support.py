@@ -1,6 +1,7 @@
 """What several tests are made with: a micro recipe, the command, and engines and graders that obey."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -166,6 +167,12 @@ class GradeByWord:
         if "broken" in text:
             return Outcome.ERROR
         return Outcome.CORRECT if "right" in text else Outcome.WRONG
+
+
+def in_turn(*outcomes: Outcome) -> Callable[[Sequence[tuple[Question, str]]], list[Verdict]]:
+    """A grader that gives these outcomes in turn, whatever it is asked, in however many calls."""
+    endless = itertools.cycle(outcomes)
+    return lambda items: [Verdict(next(endless)) for _ in items]
 
 
 class Bench:

@@ -14,11 +14,13 @@ from typer.main import get_command
 
 from sdzero.cli import app
 from sdzero.questions.question import Question
-from sdzero.recipe import Recipe
+from sdzero.recipe import CODE_SOURCES, Recipe
 from sdzero.recipe_io import load_recipe
 from sdzero.tiny import arithmetic as world
 from sdzero.tiny import corpus, model_folder
 from sdzero.tiny.problem import PRETRAINING_SHARE, is_pretraining
+from sdzero.verify.attack_answers import HOSTILE_ANSWERS
+from sdzero.verify.attacks import ATTACKS
 from sdzero.verify.pool import VerifierPool
 from sdzero.verify.verdict import Outcome
 
@@ -95,7 +97,7 @@ def test_scripts_and_overrides_in_commands_exist(page: Path, tmp_path: Path) -> 
     recipes = {str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*.yaml")}
     for line in code_of(page.read_text()):
         words = line.split()
-        if words[:1] == ["python"] and words[1] != "-m":
+        if words[:1] == ["python"] and len(words) > 1 and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), line
         if not re.match(r"sdzero [a-z]+ recipes/", line):
             continue
@@ -112,6 +114,9 @@ def test_recipes_in_yaml_blocks_load(page: Path, tmp_path: Path) -> None:
         values = yaml.safe_load(block)
         if "name" not in values:
             base = yaml.safe_load((ROOT / "recipes/demo.yaml").read_text())
+            # Their answers are nothing to learn from, as the page says.
+            if values.get("data", {}).get("source") in CODE_SOURCES:
+                del base["sft"], base["sdft"]
             values = {**base, **{key: merged(base.get(key), value) for key, value in values.items()}}
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(values))
@@ -269,3 +274,10 @@ def test_the_documents_leave_room_for_measured_figures() -> None:
         for name in names:
             assert text.count(f"<!-- {name}:begin -->") == 1
             assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")
+
+
+def test_the_attacks_of_the_sandboxs_page_are_those_of_the_suite() -> None:
+    page = (ROOT / "docs/sandbox.md").read_text()
+    shown = page.partition("| attack | tries |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| (.+?) \| (.+) \|$", shown, re.MULTILINE) == [(a.name, a.tries) for a in ATTACKS]
+    assert f"holds {len(HOSTILE_ANSWERS)} hostile answers" in page

@@ -7,7 +7,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from sandboxed import block, needs_sandbox
 from sdzero.cli import app
+from sdzero.dry_run import two_rows, write_rows
+from sdzero.questions.programs import METADATA_KEY
+from sdzero.questions.sources import load_questions
+from sdzero.recipe import Recipe
+from sdzero.recipe_io import load_recipe
+from sdzero.verify.code import CodeVerifier
+from sdzero.verify.verdict import Outcome
 from support import environment, micro_recipe, read_jsonl, sdzero
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -18,7 +26,16 @@ def files_under(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", ["qwen3-4b-math", "olmo3-7b-math", "demo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3-4b-math",
+        "olmo3-7b-math",
+        "demo",
+        pytest.param("qwen3-4b-code", marks=needs_sandbox),
+        pytest.param("olmo3-7b-code", marks=needs_sandbox),
+    ],
+)
 def test_a_recipe_that_ships_takes_its_steps(name: str, tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
@@ -84,3 +101,76 @@ def test_an_architecture_that_is_not_known_is_said(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "does not know the architecture of owner/unknown-model" in result.stderr
     assert "Traceback" not in result.output
+
+
+ODD_SQUARES = "input()\nprint(sum(x * x for x in map(int, input().split()) if x % 2))"
+TWO_PIECES = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n - 1 << ' ' << 1; }"
+PROGRAMS = {
+    "codeforces": [ODD_SQUARES, TWO_PIECES],
+    "livecodebench": [
+        "price, coins = map(int, input().split())\nprint(coins // price)",
+        "class Solution:\n    def longestRun(self, nums):\n"
+        "        return max([len(list(run)) for _, run in groupby(nums)], default=0)",
+    ],
+}
+"""Right programs for the rows of data sets that have no solutions."""
+
+
+def code_recipe(source: str) -> Recipe:
+    """The code recipe on another of the code data sets."""
+    overrides = [f"data.source={source}", "data.path=some/where"]
+    if source != "codeforces":
+        overrides.append("data.languages=[python]")
+    if source == "humaneval":
+        overrides += ["data.path=null", "data.max_tests=null"]
+    return load_recipe(RECIPES / "qwen3-4b-code.yaml", overrides)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("source", ["codeforces", "livecodebench", "humaneval", "mbpp"])
+def test_the_rows_of_a_code_data_set_make_questions_that_right_programs_answer(
+    source: str, tmp_path: Path
+) -> None:
+    recipe = code_recipe(source)
+    rows, fields = two_rows(recipe)
+    where = write_rows(recipe, rows, tmp_path)
+    data = recipe.data.model_copy(update={"fields": fields, "subset": None, **where})
+    assert data.source == source, "the rows are read as the real ones would be"
+    questions = load_questions(data)
+    assert len(questions) == 2
+    languages = [question.metadata[METADATA_KEY]["language"] for question in questions]
+    assert languages == (["python", "cpp"] if source == "codeforces" else ["python", "python"])
+    verifier = CodeVerifier(recipe.verifier.sandbox)
+    try:
+        for number, (question, language) in enumerate(zip(questions, languages, strict=True)):
+            given = question.solution or block(PROGRAMS[source][number], language)
+            assert verifier.grade(question, given).outcome is Outcome.CORRECT, question.id
+            wrong = verifier.grade(question, block("int main() {}" if language == "cpp" else "", language))
+            assert wrong.outcome is not Outcome.CORRECT
+    finally:
+        verifier.close()
+
+
+def test_the_rows_of_a_built_in_family_are_its_own_questions(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "edits.yaml")
+    rows, fields = two_rows(recipe)
+    data = recipe.data.model_copy(update={"fields": fields, **write_rows(recipe, rows, tmp_path)})
+    own = load_questions(recipe.data)[:2]
+    assert [(one.text, one.answer, dict(one.metadata)) for one in load_questions(data)] == [
+        (one.text, one.answer, dict(one.metadata)) for one in own
+    ]
+
+
+def test_a_machine_that_cannot_run_programs_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    arguments = ["run", str(RECIPES / "qwen3-4b-code.yaml"), "--dry-run", "-o", str(tmp_path / "dry")]
+    no_compiler = CliRunner().invoke(app, arguments)
+    assert no_compiler.exit_code == 1
+    assert "asks for C++, and there is no compiler `g++`" in no_compiler.stderr
+    no_sandbox = CliRunner().invoke(app, [*arguments, "data.languages=[python]"])
+    assert no_sandbox.exit_code == 1
+    assert "bubblewrap is not installed" in no_sandbox.stderr
+    assert "apt-get install bubblewrap" in no_sandbox.stderr

@@ -273,6 +273,25 @@ def test_the_papers_budget(name: str) -> None:
     assert 2 * distill.max_new_tokens + 512 <= distill.max_context
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (
+            "sft: {learning_rate: 1.0e-5, micro_batch_size: 1, demonstrations: answers}",
+            "sft.demonstrations=answers",
+        ),
+        ("sdft: {learning_rate: 1.0e-5, micro_batch_size: 1, max_new_tokens: 8}", "sdft.reference=answer"),
+    ],
+)
+def test_hashes_of_tests_are_nothing_to_learn_from(section: str, key: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((RECIPES / "qwen3-4b-code.yaml").read_text() + f"\n{section}\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe)
+    assert f"{key}: answers of source `codeforces` are hashes of tests" in str(caught.value)
+    assert "out of --methods" in str(caught.value)
+
+
 def test_settings_import_no_torch(small: Path) -> None:
     code = (
         "import sys, time; start = time.perf_counter()\n"

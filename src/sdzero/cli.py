@@ -220,17 +220,37 @@ def evaluate(
     output: Output = None,
     model: Annotated[str | None, typer.Option(help="A model folder; default: all models of the run.")] = None,
     name: Annotated[str, typer.Option(help="The name to store --model's scores under.")] = "model",
+    audit: Annotated[
+        int | None,
+        typer.Option(
+            help="Also print so many verdicts of each model for a person to check, some of every kind.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Score the run's models, or one model folder, on the test questions."""
+    """Score the run's models, or one model folder, on the test questions.
+
+    Example: sdzero evaluate recipes/demo.yaml --output runs/demo --audit 50
+    """
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
         folder = output or Path("runs") / settings.name
+
+        def scored(stages: "Stages") -> dict[str, Any]:
+            found = stages.evaluate_all() if model is None else stages.evaluate_folder(name, model)
+            if audit is not None:
+                from sdzero.evaluate.audit import print_audits
+
+                print_audits(stages, stages.models() if model is None else [name], audit, console)
+            return found
+
+        found = on_stages(settings, folder, scored)
         if model is None:
-            print_results(on_stages(settings, folder, lambda stages: stages.evaluate_all()), folder)
+            print_results(found, folder)
             return
-        found = on_stages(settings, folder, lambda stages: stages.evaluate_folder(name, model))
         score = found["evaluation"]
         report(
             f"{name}: avg@{score['k']} {score['avg']:.1%} (s.e. {score['se']:.1%}), pass@{score['k']}"
@@ -338,6 +358,38 @@ def inspect(
         inspect_run(folder, count, console)
 
     guarded(work, debug)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe whose needs are looked at too.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine: versions, the sandbox, attacks on it; with a recipe its data, verifier and model.
+
+    Ends with status 1 if anything did not hold. Example: sdzero doctor recipes/demo.yaml
+    """
+    held = True
+
+    def work() -> None:
+        nonlocal held
+        from sdzero.onprem.doctor import examine, show, show_json
+
+        settings = None if recipe is None else load_recipe(recipe, overrides or [])
+        findings = examine(settings)
+        held = all(finding.held for finding in findings)
+        if as_json:
+            typer.echo(show_json(findings))
+        else:
+            show(findings, console)
+
+    guarded(work, debug)
+    if not held:
+        raise typer.Exit(1)
 
 
 def main() -> None:

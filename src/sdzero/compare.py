@@ -20,7 +20,6 @@ from sdzero.compare_methods import (
     cost_of,
     model_of,
     train_guarded,
-    train_phase_1,
     with_seed,
 )
 from sdzero.compare_results import REFERENCE, by_kind, compare_results
@@ -70,7 +69,7 @@ def compare(
 def run_seed(stages: Stages, methods: Sequence[Method], rates: Mapping[str, float]) -> dict[str, Any]:
     """Train and score every method with one seed; what was scored and what it took, by method."""
     check_data(methods, stages.recipe, stages.training_questions)
-    train_phase_1(stages)
+    stages.phase_1()
     stages.distill(settings=cast("DistillSettings", at_rate(stages.recipe.distill, rates[REFERENCE])))
     for method in methods:
         if method.kind not in OWN_METHODS:

@@ -18,6 +18,9 @@ from sdzero.run_context import Budget
 OWN_METHODS = ("base", "srt", "sdzero")
 """What SD-Zero's own stages give; all other methods are baselines."""
 
+SEARCH_FILE = "search.json"
+"""Where a comparison keeps the learning rates that it found."""
+
 Progress = Callable[[str, int, int], None]
 Match = Literal["responses", "tokens"]
 
@@ -102,13 +105,6 @@ def check_data(methods: Sequence[Method], recipe: Recipe, questions: Sequence[Qu
             baseline_named(method.kind).check(method.settings(recipe), questions)
 
 
-def train_phase_1(stages: Stages) -> None:
-    """Collection and SRT, all rounds."""
-    for round_ in range(1, stages.recipe.collect.rounds + 1):
-        stages.collect(round_)
-        stages.srt(round_)
-
-
 def train_guarded(
     stages: Stages,
     method: Method,
@@ -186,7 +182,7 @@ def chosen_settings(recipe: Recipe, folder: Path, kind: str) -> OptimizerSetting
     settings, factors = Method(kind, kind).settings(recipe), recipe.compare.rate_factors
     if len(factors) == 1:  # nothing is searched: this is what a comparison will take
         settings = at_rate(settings, settings.learning_rate * factors[0])
-    file = folder / "search.json"
+    file = folder / SEARCH_FILE
     if not file.is_file():
         return settings
     found = json.loads(file.read_text(encoding="utf-8"))["methods"].get(kind)

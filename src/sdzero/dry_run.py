@@ -4,7 +4,8 @@ What is substituted is said, line by line: the model (a small random one of the 
 the real tokenizer where the model is a local folder), the questions (two rows in the data's schema),
 the lengths and the counts, the end of responses (a random model hardly ever ends one) and the rewards
 (a random model is hardly ever right). Everything else, templates, phrases, losses, optimizer,
-divergence and file formats, is what the recipe says. Nothing is written outside the folder.
+divergence and file formats, is what the recipe says; the verifier is started, in its sandbox if it has one,
+and grades its canaries. Nothing is written outside the folder.
 """
 
 import json
@@ -22,7 +23,8 @@ from sdzero.method.roles import Roles
 from sdzero.models import DTYPES, load_tokenizer, resolve_path, save_model
 from sdzero.pipeline import open_run
 from sdzero.questions.question import Question
-from sdzero.recipe import BudgetSettings, Recipe
+from sdzero.questions.sources import load_questions
+from sdzero.recipe import BUILT_IN, CODE_SOURCES, BudgetSettings, FieldMap, Recipe
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling
 from sdzero.run_context import EngineMaker
 from sdzero.verify.verdict import Outcome, Verdict
@@ -112,16 +114,52 @@ def make_small_model(recipe: Recipe, folder: Path) -> int:
     return model.num_parameters()
 
 
-def two_rows(recipe: Recipe) -> list[dict[str, Any]]:
-    """Two rows in the schema of the recipe's data, under the recipe's own column names."""
-    path = Path(str(files("sdzero"))) / "architectures" / "qwen3-4b" / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    fields = recipe.data.fields
-    return [{fields.question: row["problem"], fields.answer: row["answer"]} for row in rows[:QUESTIONS]]
+def two_rows(recipe: Recipe) -> tuple[list[dict[str, Any]], FieldMap]:
+    """Two rows in the schema of the recipe's data, and which column holds what.
+
+    A code data set has rows of its own, written for sdzero; a family that the package makes itself gives two
+    of its questions; any other source gives two problems under the recipe's own column names.
+    """
+    kept = Path(str(files("sdzero"))) / "architectures"
+    fields = recipe.data.fields.model_copy(
+        update={"id": None, "kind": None, "solution": None, "metadata": []}
+    )
+    if recipe.data.source in CODE_SOURCES:
+        return _json_lines(kept / "rows" / f"{recipe.data.source}.jsonl")[:QUESTIONS], fields
+    if recipe.data.source in BUILT_IN:
+        questions = load_questions(recipe.data)[:QUESTIONS]
+        metadata = sorted(questions[0].metadata)
+        rows = [
+            {"question": one.text, "answer": one.answer, **{key: one.metadata[key] for key in metadata}}
+            for one in questions
+        ]
+        return rows, FieldMap(metadata=metadata)
+    problems = _json_lines(kept / "qwen3-4b" / "rows.jsonl")[:QUESTIONS]
+    return [{fields.question: row["problem"], fields.answer: row["answer"]} for row in problems], fields
 
 
-def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its sizes brought down to one step of each stage on two questions."""
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write_rows(recipe: Recipe, rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Write the rows where the small recipe reads them; returns the keys of `data` that say so."""
+    if recipe.data.source in CODE_SOURCES:
+        import datasets
+
+        datasets.disable_progress_bars()
+        # A saved data set is read where it lies; a single file would first be copied to the user's cache.
+        datasets.Dataset.from_list(list(rows)).save_to_disk(str(folder / "rows"))
+        return {"path": str(folder / "rows")}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": "jsonl", "path": str(folder / "rows.jsonl")}
+
+
+def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
+    """The recipe with its sizes brought down to one step of each stage on two questions.
+
+    `data` are the keys that say where the questions are.
+    """
 
     def one_step(settings: Any, **more: Any) -> Any:
         return settings.model_copy(
@@ -129,19 +167,14 @@ def small_recipe(recipe: Recipe, folder: Path) -> Recipe:
         )
 
     sampling = {"max_new_tokens": NEW_TOKENS, "batch_size": 64}
-    fields = recipe.data.fields.model_copy(
-        update={"id": None, "kind": None, "solution": None, "metadata": []}
-    )
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(
                 update={"path": str(folder / "model"), "device": "cpu", "attention": "sdpa"}
             ),
             "data": recipe.data.model_copy(
-                update={
-                    "source": "jsonl",
-                    "path": str(folder / "rows.jsonl"),
-                    "fields": fields,
+                update=data
+                | {
                     "subset": None,
                     "tasks": [],
                     "task_arguments": {},
@@ -182,6 +215,10 @@ def substituted_rewards(items: Sequence[tuple[Question, str]]) -> list[Verdict]:
     return [Verdict(Outcome.WRONG if index % 2 else Outcome.CORRECT) for index in range(len(items))]
 
 
+def _where_graded(recipe: Recipe) -> str:
+    return f", in the sandbox `{recipe.verifier.sandbox.backend}`" if recipe.verifier.name == "code" else ""
+
+
 def dry_run(
     recipe: Recipe, folder: Path, report: Callable[[str], None], progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
@@ -197,9 +234,8 @@ def dry_run(
     folder.mkdir(parents=True)
     (folder / "DRY_RUN").write_text("A dry run wrote this folder; the next one empties it.\n")
     parameters = make_small_model(recipe, folder / "model")
-    rows = two_rows(recipe)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    small = small_recipe(recipe, folder)
+    rows, fields = two_rows(recipe)
+    small = small_recipe(recipe, folder, {"fields": fields, **write_rows(recipe, rows, folder)})
     report(f"dry run of {recipe.name}. Substituted:")
     report(
         f"  model {recipe.model.path} -> random weights, same architecture, {parameters:,} parameters,"
@@ -210,7 +246,10 @@ def dry_run(
         " the same in every set"
     )
     report(f"  responses of {recipe.distill.max_new_tokens} tokens -> {NEW_TOKENS}, ended by force")
-    report(f"  rewards of the verifier `{recipe.verifier.name}` -> every other response is called right")
+    report(
+        f"  rewards of the verifier `{recipe.verifier.name}` -> every other response is called right (its"
+        f" canaries are graded{_where_graded(recipe)})"
+    )
     report("  sizes: one optimizer step a stage, one response a question")
 
     def ending(make: EngineMaker) -> EngineMaker:

@@ -37,7 +37,8 @@ from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_context import Budget, EngineMaker, Report, RunContext
 from sdzero.run_dir import RunDir
-from sdzero.verify.pool import VerifierPool
+from sdzero.verify.code import check_languages
+from sdzero.verify.pool import pool_of
 
 
 @dataclass
@@ -67,7 +68,6 @@ class Stages(RunContext):
         self,
         round_: int,
         name: str = "collect",
-        questions: Sequence[Question] | None = None,
         only_verified: bool = True,
         srt_name: str = "srt",
     ) -> None:
@@ -82,7 +82,7 @@ class Stages(RunContext):
             self.needs(source, "srt")
         rounds = self.recipe.collect.rounds
         collection = collect(
-            (self.sets.n1 if questions is None else questions)[round_ - 1 :: rounds],
+            self.sets.n1[round_ - 1 :: rounds],
             self.sampler(self.load(source)),
             self.recipe.collect,
             seed=self.recipe.seed,
@@ -126,14 +126,25 @@ class Stages(RunContext):
             return
         stages = srt_rows(self.traces(round_, traces_of), self.roles, settings)
         self.report(f"{name}, round {round_}: {' + '.join(str(len(rows)) for rows in stages)} sequences")
-        self.train_on(folder, stages, settings, ledger_stage=name)
+        self.train_on(folder, stages, settings)
+
+    def phase_1(
+        self,
+        collect: str = "collect",
+        srt: str = "srt",
+        settings: SrtSettings | None = None,
+        only_verified: bool = True,
+    ) -> None:
+        """Collection and SRT, all rounds, under these names."""
+        for round_ in range(1, self.recipe.collect.rounds + 1):
+            self.collect(round_, collect, only_verified, srt)
+            self.srt(round_, srt, settings, collect)
 
     def distill(
         self,
         name: str = "distill",
         settings: DistillSettings | None = None,
         start: str | None = None,
-        questions: Sequence[Question] | None = None,
         traces_of: str = "collect",
         teacher: str | None = None,
     ) -> None:
@@ -143,7 +154,7 @@ class Stages(RunContext):
         self.claim(name, settings)
         if self.run.is_done(name):
             return
-        questions = self.sets.n2 if questions is None else questions
+        questions = self.sets.n2
         if start is None:
             start = self.srt_folder()
             self.needs(start, "srt")
@@ -311,9 +322,7 @@ class Stages(RunContext):
 
     def run_all(self) -> dict[str, Any]:
         """All stages in order."""
-        for round_ in range(1, self.recipe.collect.rounds + 1):
-            self.collect(round_)
-            self.srt(round_)
+        self.phase_1()
         self.distill()
         if self.recipe.rft.enabled:
             self.baseline("rft")
@@ -360,8 +369,9 @@ def open_run(
             sets = split_questions(questions, recipe.data)
         run.write_json("questions.json", {name: [q.id for q in own] for name, own in vars(sets).items()})
         make_engine = default_engine(recipe, tokenizer)
-        verifier = recipe.verifier
-        with VerifierPool(verifier.name, verifier.workers, verifier.timeout_seconds) as pool:
+        if recipe.verifier.name == "code":
+            check_languages(questions, recipe.verifier.sandbox)
+        with pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool:
             pool.check_canaries()
             yield Stages(
                 recipe=recipe,

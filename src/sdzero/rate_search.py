@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sdzero.compare_methods import (
+    SEARCH_FILE,
     Method,
     Progress,
     at_rate,
     check_data,
     cost_of,
     train_guarded,
-    train_phase_1,
     with_seed,
 )
 from sdzero.compare_results import REFERENCE
@@ -21,8 +21,6 @@ from sdzero.pipeline import Stages, open_run
 from sdzero.recipe import Recipe
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir
-
-SEARCH_FILE = "search.json"
 
 
 def search(
@@ -82,7 +80,7 @@ def _searched(
     on_tuning = with_seed(recipe, recipe.compare.search_seed).model_copy(update={"evaluate": scoring})
     with open_run(on_tuning, folder / "search", report, progress) as stages:
         check_data(methods, recipe, stages.training_questions)
-        train_phase_1(stages)
+        stages.phase_1()
         found, after = {}, "distill"
         # SD-Zero comes first: what it samples is the budget of the others.
         for method in sorted(methods, key=lambda m: m.kind != REFERENCE):

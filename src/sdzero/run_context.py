@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
-from sdzero.method.graded import Grade, GradedSampler
+from sdzero.method.graded import GradedSampler
+from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.srt import train_weighted
 from sdzero.models import load_model, save_model
@@ -30,10 +31,6 @@ class Budget:
 
     match: Literal["responses", "tokens"]
     amount: int
-
-    def spent(self, counts: dict[str, Any]) -> int:
-        """How much of it the counts of a ledger's stage stand for."""
-        return int(counts.get("responses" if self.match == "responses" else "sampled_tokens", 0))
 
     def __str__(self) -> str:
         return f"{self.amount:,} {'responses' if self.match == 'responses' else 'sampled tokens'}"
@@ -102,8 +99,8 @@ class RunContext:
                     str(self.run.path(after)),
                     f"run SD-Zero in this folder first, or set budget.{match}",
                 )
-            both = Budget(match, 0)
-            amount = sum(both.spent(spent.get(stage, {})) for stage in ("collect", after))
+            key = "responses" if match == "responses" else "sampled_tokens"
+            amount = sum(int(spent.get(stage, {}).get(key, 0)) for stage in ("collect", after))
         return Budget(match, amount)
 
     def train_log(self, stage: str, part: int = 0) -> Callable[[dict[str, Any]], None]:
@@ -118,10 +115,11 @@ class RunContext:
 
         return log
 
-    def train_on(
-        self, name: str, stages: Sequence[Sequence[WeightedSequence]], settings: Any, *, ledger_stage: str
-    ) -> None:
-        """Train the base model on weighted sequences, stage by stage, and keep the model in `name`."""
+    def train_on(self, name: str, stages: Sequence[Sequence[WeightedSequence]], settings: Any) -> None:
+        """Train the base model on weighted sequences, stage by stage, and keep the model in `name`.
+
+        The rounds of a stage (`srt/round-1`) are one stage in the ledger.
+        """
         model = self.load(self.recipe.model.path)
         for number, sequences in enumerate(stages):
             train_weighted(
@@ -136,7 +134,7 @@ class RunContext:
                 gradient_checkpointing=self.recipe.model.gradient_checkpointing,
                 log=self.train_log(name, number),
                 ledger=self.ledger,
-                stage=ledger_stage,
+                stage=name.partition("/")[0],
                 key=f"{name}/{number}",
                 alarms=self.alarms,
             )

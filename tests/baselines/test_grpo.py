@@ -22,7 +22,7 @@ from sdzero.baselines.grpo import train_grpo
 from sdzero.baselines.grpo_rollouts import QuestionRows, most_steps, verdict_reward
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
-from sdzero.method.graded import Grade
+from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles
 from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import load_tokenizer

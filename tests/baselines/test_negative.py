@@ -14,14 +14,11 @@ from sdzero.method.objectives import ConstantAdvantage, target_log_probabilities
 from sdzero.method.roles import AlignmentError, StudentTargets
 from sdzero.run_context import Budget, RunContext
 from sdzero.verify.verdict import Outcome, Verdict
+from support import in_turn
 
 
-def alternating(items: Any) -> list[Verdict]:
-    return [Verdict(Outcome.WRONG if i % 2 else Outcome.CORRECT) for i in range(len(items))]
-
-
-def train(folder: Path, amount: int, count: int = 8, grade: Any = alternating, **section: Any) -> Any:
-    questions = QUESTIONS[:count]
+def train(folder: Path, amount: int, count: int = 8, grade: Any = None, **section: Any) -> Any:
+    questions, grade = QUESTIONS[:count], grade or in_turn(Outcome.CORRECT, Outcome.WRONG)
     with small_run(folder, questions[:4], questions[4:], grade, negative=ON_POLICY | section) as context:
         train_negative(context, "negative", context.recipe.negative, Budget("responses", amount))
         return {

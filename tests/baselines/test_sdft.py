@@ -18,6 +18,7 @@ from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, PhraseSettings, SdftSettings
 from sdzero.run_context import Budget, RunContext
 from sdzero.verify.verdict import Outcome, Verdict
+from support import in_turn
 
 PLACES = "{question}\n\nThe answer is {reference}."
 
@@ -228,9 +229,7 @@ def test_missing_solutions_are_refused_before_anything_is_sampled(tmp_path: Path
 
 
 def test_responses_that_the_verifier_failed_on_are_left_out(tmp_path: Path) -> None:
-    def grade(items: Any) -> list[Verdict]:
-        return [Verdict(Outcome.ERROR if i % 2 else Outcome.WRONG) for i in range(len(items))]
-
+    grade = in_turn(Outcome.WRONG, Outcome.ERROR)
     done = train(tmp_path / "run", QUESTIONS[:4], Budget("responses", 4), grade=grade)
     [rows] = done["steps"]
     errors = sum(row["outcome"] == "error" for row in rows)

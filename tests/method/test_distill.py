@@ -24,6 +24,7 @@ from sdzero.run_dir import RunDir
 from sdzero.tiny.arithmetic import post_training_problems
 from sdzero.verify.math import MathVerifier
 from sdzero.verify.verdict import Outcome, Verdict
+from support import in_turn
 
 QUESTIONS = [Question(p.text, p.text, str(p.answer), p.kind) for p in post_training_problems()[:48]]
 
@@ -269,10 +270,7 @@ def test_training_brings_the_student_to_the_teacher(tmp_path: Path) -> None:
 
 
 def test_responses_that_the_verifier_failed_on_are_left_out(tmp_path: Path) -> None:
-    def grade(items: Any) -> list[Verdict]:
-        outcomes = [Outcome.ERROR, Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR]
-        return [Verdict(outcomes[i % 4]) for i in range(len(items))]
-
+    grade = in_turn(Outcome.ERROR, Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR)
     bench = Bench(tmp_path / "run", QUESTIONS[:8], grade=grade)
     logged = bench.train()
     assert logged[0]["verifier_errors"] == bench.trainer.counted["verifier_errors"] > 0

@@ -82,7 +82,7 @@ def test_only_the_worlds_with_hints_have_hinted_documents(sample: list[Document]
     assert all(d.prompt == d.problem.text for d in sample if not d.hinted)
 
 
-@pytest.mark.parametrize("name", ["spelling", "walks"])
+@pytest.mark.parametrize("name", ["spelling", "walks", "edits"])
 def test_with_a_hint_every_attempt_of_a_hard_kind_is_right_in_six_of_ten(name: str) -> None:
     world = WORLDS[name]
     for part in ("pretraining", "tuning"):

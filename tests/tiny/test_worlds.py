@@ -26,8 +26,15 @@ from sdzero.tiny.problem import is_pretraining
 from sdzero.tiny.worlds import WORLDS, World
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RECIPE_OF = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks"}
-NEW = ["spelling", "walks"]
+RECIPE_OF = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
+NEW = ["spelling", "walks", "edits"]
+VERIFIER_OF: dict[str, dict[str, Any]] = {
+    "spelling": {"name": "puzzle"},
+    "walks": {"name": "math"},
+    "edits": {"name": "code", "timeout_seconds": 20.0},
+}
+SFT_OF = {"edits": {"answer_format": "{answer}"}}
+"""Where the answer is a program, it stands in no box."""
 
 
 @pytest.fixture(scope="module", params=list(WORLDS))
@@ -46,6 +53,16 @@ def test_six_kinds_are_hard_and_the_others_easy(world: World) -> None:
     assert sum(0.04 <= share <= 0.15 for share in shares) == 6
     assert all(share == 0.9 for share in shares if share > 0.15)
     assert [kind for kind in world.share_right if world.is_hard(kind)] == list(world.share_right)[:6]
+
+
+def test_an_outcome_tells_right_from_wrong(world: World) -> None:
+    assert world.outcome("I do not know.") is None
+    for kind in world.share_right:
+        for problem in drawn(world, kind, 20, random.Random(0)):
+            right, wrong = (world.outcome(world.solution(problem, right, False)) for right in (True, False))
+            assert right is not None
+            assert wrong is not None
+            assert right != wrong
 
 
 def test_no_text_belongs_to_two_problems_and_the_sides_are_apart(world: World) -> None:
@@ -78,10 +95,11 @@ def test_a_recipe_is_the_demos_but_for_its_family(name: str) -> None:
         if key in ("name", "model", "data", "verifier"):
             continue
         if isinstance(section, dict):
-            assert without_lengths(own[key]) == without_lengths(section), key
+            family = SFT_OF.get(name, {}) if key == "sft" else {}
+            assert without_lengths(own[key]) == without_lengths(section) | family, key
     assert own["data"] == demo["data"] | {"source": name}
     assert own["model"]["path"] == f"tiny:{name}"
-    assert own["verifier"] == demo["verifier"] | {"name": "puzzle" if name == "spelling" else "math"}
+    assert own["verifier"] == demo["verifier"] | VERIFIER_OF[name]
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -121,6 +139,18 @@ def test_letters_of_words_stand_alone_in_spelling() -> None:
             assert [tokenizer.decode([token]) for token in question[1:]] == list(word)
             answer = tokenizer.encode(world.solution(problem, True, False), add_special_tokens=False)
             assert [tokenizer.decode([token]) for token in answer[1:-1]] == list(word[::-1])
+
+
+def test_the_program_of_edits_is_made_of_pieces_and_single_numbers() -> None:
+    tokenizer, world = load_tokenizer("tiny:edits"), WORLDS["edits"]
+    for kind in world.share_right:
+        for problem in drawn(world, kind, 20, random.Random(1)):
+            for text in (problem.text, *(world.solution(problem, right, False) for right in (True, False))):
+                pieces = [
+                    tokenizer.decode([token]) for token in tokenizer.encode(text, add_special_tokens=False)
+                ]
+                assert "".join(pieces) == text
+                assert all(piece in world.fixed_texts or piece in "0123456789:-'" for piece in pieces)
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -52,6 +52,7 @@ from sdzero.method.alarms import alarms_for
 from sdzero.method.training import (
     DeterministicCheckpoints,
     PlainLog,
+    StopWhenSpent,
     last_complete_checkpoint,
     training_arguments,
 )
@@ -163,7 +164,7 @@ class VerifiedGrpoTrainer(GRPOTrainer):
 
 
 class _EndOfStep(TrainerCallback):
-    """Closes the account of a step, and ends training with a checkpoint where a budget of tokens is spent."""
+    """Closes the account of a step."""
 
     def __init__(self, rollouts: Rollouts) -> None:
         self._rollouts = rollouts
@@ -172,8 +173,6 @@ class _EndOfStep(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self._rollouts.finish_step(state)
-        if self._rollouts.is_spent(state.global_step):
-            control.should_training_stop = control.should_save = True
         return control
 
 
@@ -213,6 +212,7 @@ def make_trainer(
     )
     callbacks: list[TrainerCallback] = [
         _EndOfStep(rollouts),
+        StopWhenSpent(rollouts.is_spent),
         DeterministicCheckpoints(settings.checkpoint_every),
         *alarms_for(context.alarms, context.recipe.model.path),
         PlainLog(lambda values: log({key: values[key] for key in LOGGED if key in values})),

@@ -18,7 +18,6 @@ from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.questions.question import Question
 from sdzero.recipe import GrpoSettings
 from sdzero.rollout.engine import Sampling, seed_of
-from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_context import Budget
 from sdzero.verify.verdict import Outcome, Verdict
 
@@ -76,7 +75,7 @@ class Rollouts:
         for step in range(done):
             rows = self.sampler.run.read_jsonl(rollout_file(self.stage, step))
             self.verifier_errors += sum(row["outcome"] == Outcome.ERROR for row in rows)
-        self._note_weights_changed(done)
+        self.sampler.note_weights_changed(done)
 
     def is_spent(self, steps: int) -> bool:
         """Whether a budget of tokens was spent by the first `steps` steps."""
@@ -109,7 +108,7 @@ class Rollouts:
 
     def finish_step(self, state: TrainerState) -> None:
         """After the optimizer's step: count it, and tell the engine. `global_step` counts it already."""
-        self._note_weights_changed(1)
+        self.sampler.note_weights_changed(1)
         seconds = time.monotonic() - self._started
         self.sampler.ledger.record(
             self.stage,
@@ -134,10 +133,6 @@ class Rollouts:
             "rollout_seconds": seconds,
         }
         self._started = time.monotonic()
-
-    def _note_weights_changed(self, times: int) -> None:
-        if isinstance(self.sampler.engine, TransformersEngine):
-            self.sampler.engine.note_weights_changed(times)
 
 
 def verdict_reward(verdict: Sequence[Verdict], **_: Any) -> list[float | None]:

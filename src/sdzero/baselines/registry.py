@@ -31,7 +31,8 @@ class Baseline:
             raise UserError(
                 f"the recipe has no section `{self.name}`, which this baseline needs",
                 f"recipe `{recipe.name}`",
-                f"add `{self.name}:` with at least its learning_rate (see docs/recipes.md)",
+                f"add `{self.name}:` with at least its learning_rate (see docs/recipes.md), or leave"
+                f" `{self.name}` out of --methods",
             )
         return found
 

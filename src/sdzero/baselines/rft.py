@@ -34,7 +34,7 @@ def train_rft(context: RunContext, name: str, settings: RftSettings, budget: Bud
         budget, questions, sampler, context.recipe.collect, f"{shared}/responses", shared, context.recipe.seed
     )
     sequences = rft_sequences([(g.prompt_ids, g.token_ids, g.verdict) for g in graded], context.roles)
-    context.train_on(name, [sequences], settings, ledger_stage=name)
+    context.train_on(name, [sequences], settings)
 
 
 def sample_within(

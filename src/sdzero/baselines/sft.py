@@ -22,7 +22,7 @@ def train_sft(context: RunContext, name: str, settings: SftSettings, budget: Bud
         return
     sequences = sft_sequences(context.training_questions, context.roles, settings)
     context.report(f"{name}: {len(sequences)} demonstrations ({settings.demonstrations}), 0 responses")
-    context.train_on(name, [sequences], settings, ledger_stage=name)
+    context.train_on(name, [sequences], settings)
 
 
 def sft_sequences(
@@ -57,5 +57,6 @@ def check_solutions(questions: Sequence[Question], instead: str) -> None:
         raise UserError(
             f"{len(without)} of the {len(questions)} training questions have no worked solution",
             f"question {without[0]} is the first",
-            f"name the data's column in data.fields.solution, or set {instead}",
+            f"name the data's column in data.fields.solution, set {instead} (not for code data sets), or"
+            " leave the method out of --methods",
         )

@@ -28,9 +28,7 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -50,6 +48,7 @@ from sdzero.method.training import (
     COMPLETE_MARKER,
     DeterministicCheckpoints,
     PlainLog,
+    StopWhenSpent,
     StopWithoutProgress,
     evaluations_without_progress,
 )
@@ -65,21 +64,6 @@ COUNTED = "counted.json"
 def rollout_file(stage: str, step: int) -> str:
     """Where in the run folder the responses of a step are kept; also their key in the ledger."""
     return f"{stage}/rollouts/step-{step:06d}.jsonl"
-
-
-class _StopWhenSpent(TrainerCallback):
-    """Ends training, with a checkpoint, after the step whose responses spent the budget."""
-
-    def __init__(self, is_spent: Callable[[int], bool]) -> None:
-        self._is_spent = is_spent
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Ask for the end when it is due."""
-        if self._is_spent(state.global_step):
-            control.should_save = control.should_training_stop = True
-        return control
 
 
 class SelfDistillationTrainer(Trainer):
@@ -169,7 +153,7 @@ class SelfDistillationTrainer(Trainer):
             *alarms_for(alarms, model.name_or_path),
         ]
         if is_spent is not None:
-            callbacks.append(_StopWhenSpent(is_spent))
+            callbacks.append(StopWhenSpent(is_spent))
         if early_stop_patience is not None:
             callbacks.append(StopWithoutProgress(early_stop_patience))
         super().__init__(
@@ -331,8 +315,7 @@ class SelfDistillationTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """After the optimizer's step, before anything is saved: count, tell the engine, sync."""
         if self._step:
-            if isinstance(self.sampler.engine, TransformersEngine):
-                self.sampler.engine.note_weights_changed()
+            self.sampler.note_weights_changed()
             if self.teacher is not None and self._is_sync_step(self.state.global_step):
                 self.teacher.sync(self.accelerator.unwrap_model(self.model))
             self._finished_metrics = self.finish_step()
@@ -372,8 +355,7 @@ class SelfDistillationTrainer(Trainer):
             if self.teacher is not None:
                 self.teacher.restore(folder)
             self.counted = json.loads((folder / COUNTED).read_text())
-            if isinstance(self.sampler.engine, TransformersEngine):
-                self.sampler.engine.note_weights_changed(int(folder.name.rpartition("-")[2]))
+            self.sampler.note_weights_changed(int(folder.name.rpartition("-")[2]))
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             # Training had ended here, and was killed before its model was kept.
             if self._patience is not None and evaluations_without_progress(state) >= self._patience:

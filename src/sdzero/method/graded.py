@@ -11,13 +11,14 @@ from typing import Any
 
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
+from sdzero.method.grading import Grade, GradingAhead
 from sdzero.method.roles import Roles, trim_repeated_tail
 from sdzero.questions.question import Question
-from sdzero.rollout.engine import Request, RolloutEngine, Sampling
+from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling, streamed
+from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
 from sdzero.verify.verdict import Outcome, Verdict
 
-Grade = Callable[[Sequence[tuple[Question, str]]], list[Verdict]]
 Progress = Callable[[str, int, int], None]
 
 
@@ -168,6 +169,11 @@ class GradedSampler:
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
         return graded
 
+    def note_weights_changed(self, times: int = 1) -> None:
+        """Tell an engine that samples with the very model that is trained; others are sent the weights."""
+        if isinstance(self.engine, TransformersEngine):
+            self.engine.note_weights_changed(times)
+
     def context_limit(self, max_context: int | None) -> int | None:
         """The smaller of the recipe's limit and the model's own context, in tokens."""
         limits = [limit for limit in (max_context, self.engine.max_context) if limit is not None]
@@ -191,29 +197,29 @@ class GradedSampler:
 
     def _sample_and_grade(self, draws: Sequence[Draw], sampling: Sampling, trim: bool) -> list[Graded]:
         requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
-        responses = self.engine.generate(requests, sampling)
-        kept: list[tuple[tuple[int, ...], bool]] = []
-        for response in responses:
-            ids, trimmed = list(response.token_ids), False
-            if trim and response.stop_reason == "end":
-                ids, trimmed = trim_repeated_tail(ids, self.roles.end_token_id)
-            kept.append((tuple(ids), trimmed))
-        # A response without an end is truncated whatever it says, so only finished ones are graded.
-        finished = [i for i, response in enumerate(responses) if response.stop_reason == "end"]
-        verdicts = [Verdict(Outcome.TRUNCATED)] * len(draws)
-        texts = [(draws[i].question, self.roles.decode(kept[i][0])) for i in finished]
-        for i, verdict in zip(finished, self._grade(texts), strict=True):
-            verdicts[i] = verdict
+        responses: dict[int, Response] = {}
+        kept: dict[int, tuple[tuple[int, ...], bool]] = {}
+        with GradingAhead(self._grade) as grading:
+            for group in streamed(self.engine, requests, sampling):
+                for i, response in group:
+                    ids, trimmed = list(response.token_ids), False
+                    if trim and response.stop_reason == "end":
+                        ids, trimmed = trim_repeated_tail(ids, self.roles.end_token_id)
+                    responses[i], kept[i] = response, (tuple(ids), trimmed)
+                    # A response without an end is truncated whatever it says: only finished ones are graded.
+                    if response.stop_reason == "end":
+                        grading.add(i, draws[i].question, self.roles.decode(ids))
+            verdicts = grading.finish()
         return [
             Graded(
                 question=draw.question,
                 index=draw.index,
                 prompt_ids=draw.prompt_ids,
-                token_ids=ids,
-                verdict=verdict,
-                sampled_tokens=len(response.token_ids),
-                trimmed=trimmed,
-                weight_version=response.weight_version,
+                token_ids=kept[i][0],
+                verdict=verdicts[i] if responses[i].stop_reason == "end" else Verdict(Outcome.TRUNCATED),
+                sampled_tokens=len(responses[i].token_ids),
+                trimmed=kept[i][1],
+                weight_version=responses[i].weight_version,
             )
-            for draw, response, (ids, trimmed), verdict in zip(draws, responses, kept, verdicts, strict=True)
+            for i, draw in enumerate(draws)
         ]

@@ -173,3 +173,18 @@ class PlainLog(TrainerCallback):
         is_step = "loss" in logs or any(name.startswith("eval_") for name in logs)
         if self._report is not None and is_step and state.is_world_process_zero:
             self._report({"step": state.global_step, "max_steps": state.max_steps, **logs})
+
+
+class StopWhenSpent(TrainerCallback):
+    """Ends training, with a checkpoint, after the step whose responses spent the budget."""
+
+    def __init__(self, is_spent: Callable[[int], bool]) -> None:
+        self._is_spent = is_spent
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for the end when it is due."""
+        if self._is_spent(state.global_step):
+            control.should_save = control.should_training_stop = True
+        return control

@@ -1,4 +1,4 @@
-"""Where questions come from: built-in families, JSONL files, Hugging Face datasets, reasoning-gym.
+"""Where questions come from: built-in families, JSONL files, Hugging Face datasets, puzzles, code data sets.
 
 Every source gives `Question`s; `load_questions` makes them distinct by text. The libraries that a
 source needs are imported when that source is asked for.
@@ -14,7 +14,7 @@ from typing import Any
 from sdzero.errors import UserError
 from sdzero.questions.question import Question
 from sdzero.questions.splits import normalise
-from sdzero.recipe import DataSettings, FieldMap
+from sdzero.recipe import BUILT_IN, CODE_SOURCES, DataSettings, FieldMap
 from sdzero.tiny.problem import Problem
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,16 @@ def load_questions(settings: DataSettings) -> list[Question]:
     Every fault in the data is a UserError that names the file and line, or the dataset and row; with
     `faulty: drop`, rows without an answer and questions with two answers are left out and counted.
     """
-    if settings.source in ("arithmetic", "spelling", "walks"):
+    if settings.source in BUILT_IN:
         located = _built_in(settings.source)
     elif settings.source == "jsonl":
         located = _jsonl(settings)
     elif settings.source == "huggingface":
         located = _huggingface(settings)
+    elif settings.source in CODE_SOURCES:
+        from sdzero.questions.code import program_questions
+
+        located = program_questions(settings)
     else:
         from sdzero.questions.puzzles import puzzle_questions
 
@@ -127,10 +131,22 @@ def _built_in(name: str) -> Iterator[Located]:
                 text=problem.text,
                 answer=str(problem.answer),
                 kind=problem.kind,
-                metadata=_spelling_metadata(problem, index) if name == "spelling" else {},
+                metadata=_built_in_metadata(name, problem, index),
                 solution=world.solution(problem, True, False),
             ),
         )
+
+
+def _built_in_metadata(name: str, problem: Problem, index: int) -> dict[str, Any]:
+    """What a family's verifier needs beside the answer."""
+    if name == "spelling":
+        return _spelling_metadata(problem, index)
+    if name == "edits":
+        from sdzero.questions.programs import metadata_of
+        from sdzero.tiny.edits import task_of_problem
+
+        return metadata_of(task_of_problem(problem))
+    return {}
 
 
 def _spelling_metadata(problem: Problem, index: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdzero.errors import UserError
 from sdzero.questions.question import Question
+from sdzero.recipe import BUILT_IN
 
 if TYPE_CHECKING:
     from sdzero.recipe import DataSettings
@@ -54,7 +55,7 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
     test, tuning = take(settings.test), take(settings.tuning)
     sets = QuestionSets(n1=take(settings.n1), n2=take(settings.n2), tuning=tuning, test=test)
     pretraining = None
-    if settings.source in ("arithmetic", "spelling", "walks"):
+    if settings.source in BUILT_IN:
         from sdzero.tiny.problem import is_pretraining
 
         pretraining = is_pretraining

@@ -1,9 +1,9 @@
 """Who samples: the protocol that every rollout engine keeps."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,25 @@ class RolloutEngine(Protocol):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request. The same requests and weights give the same responses."""
         ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that can also hand out responses as they end, so that they are graded meanwhile."""
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
+        """What `generate` returns, in groups of (index of the request, response), each once."""
+        ...
+
+
+def streamed(
+    engine: RolloutEngine, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[list[tuple[int, Response]]]:
+    """The responses of any engine in groups: as they end if it can, else all at once."""
+    if isinstance(engine, StreamingEngine):
+        yield from engine.stream(requests, sampling)
+    else:
+        yield list(enumerate(engine.generate(requests, sampling)))
 
 
 def seed_of(*parts: object) -> int:

@@ -16,7 +16,7 @@ layers keep the keys of the whole sequence with `cache="growing"`. For long resp
 sliding models use `cache="dynamic"`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -89,19 +89,22 @@ class TransformersEngine:
         Raises UserError, before anything is sampled, for impossible settings, for an empty prompt, and
         for a prompt that together with `max_new_tokens` does not fit the model's context.
         """
+        responses = dict(pair for group in self.stream(requests, sampling) for pair in group)
+        return [responses[index] for index in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
+        """What `generate` returns, as responses end: groups of (index of the request, response)."""
         self._check(requests, sampling)
         by_length = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
-        responses: dict[int, Response] = {}
         was_training = self._model.training
         self._model.train(False)
         try:
             for start in range(0, len(by_length), self._batch_size):
                 chosen = by_length[start : start + self._batch_size]
-                batch = self._generate_batch([requests[index] for index in chosen], sampling)
-                responses.update(zip(chosen, batch, strict=True))
+                for group in self._generate_batch([requests[index] for index in chosen], sampling):
+                    yield [(chosen[row], response) for row, response in group]
         finally:
             self._model.train(was_training)
-        return [responses[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
@@ -125,8 +128,13 @@ class TransformersEngine:
                 )
 
     @torch.inference_mode()
-    def _generate_batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
-        """Sample for one batch: prompts on the left padded to one length, then a token a step."""
+    def _generate_batch(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[list[tuple[int, Response]]]:
+        """Sample for one batch: prompts on the left padded to one length, then a token a step.
+
+        Yields (row, response) for the rows that ended in a step, and at the end for those that did not.
+        """
         device = self._model.device
         rows, steps = len(requests), sampling.max_new_tokens
         lengths_B = torch.tensor([len(request.prompt_ids) for request in requests])
@@ -142,9 +150,6 @@ class TransformersEngine:
         ends = self._end_token_ids.to(device)
 
         sampled_BS = torch.zeros((rows, steps), dtype=torch.long, device=device)
-        sampled_lengths_B = torch.full((rows,), steps, device=device)
-        ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
-
         cache = self._new_cache()
         live_L = torch.arange(rows, device=device)  # which row of the batch each live row is
         inputs_LT = prompts_BT.to(device)
@@ -164,21 +169,23 @@ class TransformersEngine:
             positions_L = positions_LT[:, -1] + 1
             is_end_L = torch.isin(tokens_L, ends)
             if is_end_L.any():
-                sampled_lengths_B[live_L[is_end_L]] = step + 1
-                ended_B[live_L[is_end_L]] = True
+                yield self._responses(live_L[is_end_L], sampled_BS[:, : step + 1], "end")
                 order_L = _close_ranks(is_end_L)
                 if len(order_L) == 0:
-                    break
+                    return
                 live_L, tokens_L, positions_L = live_L[order_L], tokens_L[order_L], positions_L[order_L]
                 mask_BT = None if mask_BT is None else mask_BT[order_L]
                 cache.batch_select_indices(order_L)
             inputs_LT, positions_LT = tokens_L[:, None], positions_L[:, None]
 
-        sampled, ended = sampled_BS.tolist(), ended_B.tolist()
-        return [
-            Response(tuple(ids[:length]), "end" if has_ended else "length", self._weight_version)
-            for ids, length, has_ended in zip(sampled, sampled_lengths_B.tolist(), ended, strict=True)
-        ]
+        yield self._responses(live_L, sampled_BS, "length")
+
+    def _responses(
+        self, rows_L: Tensor, sampled_BS: Tensor, stop_reason: Literal["end", "length"]
+    ) -> list[tuple[int, Response]]:
+        """The responses of some rows, all of the length of `sampled_BS`."""
+        sampled = zip(rows_L.tolist(), sampled_BS[rows_L].tolist(), strict=True)
+        return [(row, Response(tuple(ids), stop_reason, self._weight_version)) for row, ids in sampled]
 
     def _new_cache(self) -> "_RowCache":
         config: Any = self._model.config.get_text_config()

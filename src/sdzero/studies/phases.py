@@ -22,15 +22,12 @@ SYNC_RATE = 0.5
 
 
 def _srt_variant(stages: Stages, name: str, label: str, **values: float) -> Row:
-    for round_ in range(1, stages.recipe.collect.rounds + 1):
-        stages.srt(round_, name, changed(stages.recipe.srt, **values))
+    stages.phase_1(srt=name, settings=changed(stages.recipe.srt, **values))
     return Row(label, stages.srt_folder(name=name), ("collect", name))
 
 
-def _distill_variant(
-    stages: Stages, name: str, label: str, settings: DistillSettings, start: str | None = None
-) -> Row:
-    stages.distill(name, settings, start)
+def _distill_variant(stages: Stages, name: str, label: str, settings: DistillSettings) -> Row:
+    stages.distill(name, settings)
     return Row(label, trained(stages, name), ("collect", "srt", name))
 
 
@@ -47,10 +44,8 @@ def loss_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
 
 def no_srt_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
     """Phase 2 with the base model as Generator and Reviser, on all questions."""
-    base = stages.recipe.model.path
-    stages.distill(
-        "no-srt", changed(chosen.distill, rehearsal_weight=0.0), base, questions=stages.training_questions
-    )
+    own = replace(stages, sets=replace(stages.sets, n2=stages.training_questions))
+    own.distill("no-srt", changed(chosen.distill, rehearsal_weight=0.0), stages.recipe.model.path)
     row = Row("phase 2 without SRT", trained(stages, "no-srt"), ("no-srt",))
     return {**own_rows(stages, "base", "sdzero"), "no-srt": row}
 
@@ -69,18 +64,14 @@ def allocation_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
 def whole_run(stages: Stages, name: str, label: str, settings: DistillSettings) -> Row:
     """Both phases under names of their own, on the stages' questions."""
     collect, srt, distill = f"{name}-collect", f"{name}-srt", f"{name}-distill"
-    for round_ in range(1, stages.recipe.collect.rounds + 1):
-        stages.collect(round_, collect, srt_name=srt)
-        stages.srt(round_, srt, traces_of=collect)
+    stages.phase_1(collect, srt)
     stages.distill(distill, settings, stages.srt_folder(name=srt), traces_of=collect)
     return Row(label, trained(stages, distill), (collect, srt, distill))
 
 
 def filter_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
     """SRT, and phase 2 from it, on all revisions, right or wrong."""
-    for round_ in range(1, stages.recipe.collect.rounds + 1):
-        stages.collect(round_, "unfiltered-collect", only_verified=False, srt_name="unfiltered-srt")
-        stages.srt(round_, "unfiltered-srt", traces_of="unfiltered-collect")
+    stages.phase_1("unfiltered-collect", "unfiltered-srt", only_verified=False)
     model = stages.srt_folder(name="unfiltered-srt")
     srt = Row("SRT, all revisions", model, ("unfiltered-collect", "unfiltered-srt"))
     stages.distill("unfiltered-distill", chosen.distill, model, traces_of="unfiltered-collect")

@@ -7,7 +7,7 @@ from typing import Any, cast
 from rich.table import Table
 
 from sdzero.baselines.registry import BASELINES
-from sdzero.compare_methods import Progress, chosen_settings, cost_of, train_phase_1, with_seed
+from sdzero.compare_methods import SEARCH_FILE, Progress, chosen_settings, cost_of, with_seed
 from sdzero.compare_results import COSTS, p_value, paired, percent
 from sdzero.errors import UserError, unknown_name
 from sdzero.evaluate.stats import interval_over_seeds
@@ -36,7 +36,7 @@ def chosen_of(recipe: Recipe, folder: Path) -> Chosen:
 
     Raises UserError if a comparison there has not finished its search.
     """
-    if (folder / "search").exists() and not (folder / "search.json").exists():
+    if (folder / "search").exists() and not (folder / SEARCH_FILE).exists():
         raise UserError(
             "a comparison in this folder has not finished its search, and a study uses the rates it finds",
             str(folder),
@@ -75,7 +75,7 @@ def run_study(
 def run_seed(stages: Stages, study: Study, chosen: Chosen) -> dict[str, Any]:
     """One seed's scores and costs by row, and what else the study measures."""
     study.check(stages)
-    train_phase_1(stages)
+    stages.phase_1()
     stages.distill(settings=chosen.distill)
     rows = study.rows(stages, chosen)
     scored = {}

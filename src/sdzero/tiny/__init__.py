@@ -5,7 +5,12 @@ from pathlib import Path
 MODEL_NAME = "tiny"
 """What a recipe's `model.path` says to mean the embedded model of arithmetic."""
 
-MODEL_FOLDERS = {"arithmetic": "model", "spelling": "models/spelling", "walks": "models/walks"}
+MODEL_FOLDERS = {
+    "arithmetic": "model",
+    "spelling": "models/spelling",
+    "walks": "models/walks",
+    "edits": "models/edits",
+}
 """Where the embedded model of each world is; `tiny:spelling` in a recipe means that of spelling."""
 
 

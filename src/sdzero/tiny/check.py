@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdzero.tiny.corpus import PHRASE_CORRECT, PHRASE_WRONG, joined_phrase, with_hint
-from sdzero.tiny.problem import Problem, boxed_text, is_pretraining
+from sdzero.tiny.problem import Problem, is_pretraining
 from sdzero.tiny.worlds import WORLDS, World
 
 COLUMNS = ("right", "misconception", "neither", "mended", "kept", "hinted")
@@ -87,7 +87,7 @@ def measure(sampler: Sampler, world: World, kind: str, count: int, rng: random.R
     pairs = list(zip(problems, first, strict=True))
     right = sum(world.is_right(problem, text) for problem, text in pairs)
     fallen = sum(
-        boxed_text(text) == boxed_text(world.solution(problem, False, False)) for problem, text in pairs
+        world.outcome(text) == world.outcome(world.solution(problem, False, False)) for problem, text in pairs
     )
     after_wrong, after_right = joined_phrase(PHRASE_WRONG), joined_phrase(PHRASE_CORRECT)
     shares = {

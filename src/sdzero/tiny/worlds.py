@@ -1,4 +1,4 @@
-"""The three worlds, each a family of questions with a base model of its own, under one interface.
+"""The four worlds, each a family of questions with a base model of its own, under one interface.
 
 The corpus, the build and the check of a base model work on any of them. Nothing here imports torch.
 """
@@ -6,9 +6,10 @@ The corpus, the build and the check of a base model work on any of them. Nothing
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from sdzero.tiny import arithmetic, spelling, walks
-from sdzero.tiny.problem import Problem
+from sdzero.tiny import arithmetic, edits, spelling, walks
+from sdzero.tiny.problem import Problem, boxed_text
 
 HARD_BELOW = 0.5
 """A kind is hard if the share of first attempts that are right is below this; the others are easy."""
@@ -22,7 +23,8 @@ class World:
     takes the problem, whether it is to be right, and whether it is for the first part of training.
     `hint_share` of the documents show the reference answer below the question. `fixed_texts` get a token
     each and everything else is tokenised byte by byte; without any, the tokenizer learns its own merges.
-    `pretraining_steps` are the optimizer steps that the base model was pre-trained for.
+    `pretraining_steps` are the optimizer steps that the base model was pre-trained for. `outcome` is what
+    a response comes to, None if nothing: two responses with the same outcome are graded alike.
     """
 
     name: str
@@ -35,42 +37,61 @@ class World:
     pretraining_steps: int
     hint_share: float = 0.0
     fixed_texts: tuple[str, ...] = ()
+    outcome: Callable[[str], str | None] = boxed_text
 
     def is_hard(self, kind: str) -> bool:
         """Whether most first attempts at a kind are wrong."""
         return self.share_right[kind] < HARD_BELOW
 
 
-ARITHMETIC = World(
-    name="arithmetic",
-    share_right={name: kind.share_right for name, kind in arithmetic.KINDS.items()},
-    all_problems=arithmetic.all_problems,
-    draw_problem=arithmetic.draw_problem,
-    solution=arithmetic.solution,
-    is_right=arithmetic.is_right,
-    post_training_problems=arithmetic.post_training_problems,
-    pretraining_steps=5_000,
+class _Kind(Protocol):
+    @property
+    def share_right(self) -> float: ...
+
+
+class _Module(Protocol):
+    """What a world's module has. `KINDS` are in the order in which the kinds are told."""
+
+    @property
+    def KINDS(self) -> Mapping[str, _Kind]: ...  # noqa: N802
+    @property
+    def __name__(self) -> str: ...
+    def all_problems(self, kind: str) -> Iterator[Problem]: ...
+    def draw_problem(self, rng: random.Random, kind: str) -> Problem: ...
+    def solution(self, problem: Problem, right: bool, early: bool) -> str: ...
+    def is_right(self, problem: Problem, text: str) -> bool: ...
+    def post_training_problems(self) -> list[Problem]: ...
+
+
+def _world(
+    module: _Module,
+    pretraining_steps: int,
+    hint_share: float = 0.0,
+    fixed_texts: tuple[str, ...] = (),
+    outcome: Callable[[str], str | None] = boxed_text,
+) -> World:
+    """The world that a module describes; it has the module's name."""
+    return World(
+        name=module.__name__.rpartition(".")[2],
+        share_right={name: kind.share_right for name, kind in module.KINDS.items()},
+        all_problems=module.all_problems,
+        draw_problem=module.draw_problem,
+        solution=module.solution,
+        is_right=module.is_right,
+        post_training_problems=module.post_training_problems,
+        pretraining_steps=pretraining_steps,
+        hint_share=hint_share,
+        fixed_texts=fixed_texts,
+        outcome=outcome,
+    )
+
+
+ARITHMETIC = _world(arithmetic, pretraining_steps=5_000)
+SPELLING = _world(
+    spelling, pretraining_steps=5_000, hint_share=0.1, fixed_texts=(spelling.QUESTION, "\\boxed{")
 )
-SPELLING = World(
-    name="spelling",
-    share_right={name: kind.share_right for name, kind in spelling.KINDS.items()},
-    all_problems=spelling.all_problems,
-    draw_problem=spelling.draw_problem,
-    solution=spelling.solution,
-    is_right=spelling.is_right,
-    post_training_problems=spelling.post_training_problems,
-    pretraining_steps=5_000,
-    hint_share=0.1,
-    fixed_texts=(spelling.QUESTION, "\\boxed{"),
-)
-WALKS = World(
-    name="walks",
-    share_right={name: kind.share_right for name, kind in walks.KINDS.items()},
-    all_problems=walks.all_problems,
-    draw_problem=walks.draw_problem,
-    solution=walks.solution,
-    is_right=walks.is_right,
-    post_training_problems=walks.post_training_problems,
+WALKS = _world(
+    walks,
     pretraining_steps=2_500,
     hint_share=0.1,
     fixed_texts=(
@@ -78,5 +99,8 @@ WALKS = World(
         *("N(", "S(", ");N(", ");E(", ");S(", ");W(", ")\\boxed{(", ")}"),
     ),
 )
+EDITS = _world(
+    edits, pretraining_steps=3_000, hint_share=0.1, fixed_texts=edits.FIXED_TEXTS, outcome=edits.output_of
+)
 
-WORLDS = {world.name: world for world in (ARITHMETIC, SPELLING, WALKS)}
+WORLDS = {world.name: world for world in (ARITHMETIC, SPELLING, WALKS, EDITS)}

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from sdzero.errors import UserError
 from sdzero.questions.question import Question
 from sdzero.questions.splits import question_from_json, question_to_json
+from sdzero.recipe import VerifierSettings
 from sdzero.verify.verdict import Outcome, Verdict
 from sdzero.verify.verifier import Canary
 from sdzero.verify.worker import HEADER, frame, write_all
@@ -31,6 +33,7 @@ CHUNK_ITEMS = 64
 CHUNK_CHARACTERS = 1_000_000
 STARTUP_SECONDS = 120.0
 STARTUP_ATTEMPTS = 3
+DISMISSAL_SECONDS = 5.0
 ATTEMPTS = 2
 """How often an item is tried whose worker dies."""
 
@@ -44,7 +47,7 @@ _START = (
 class _Worker:
     """One process: `chunk` holds the indices of the items that it has yet to grade, the first now."""
 
-    def __init__(self, name: str, timeout_seconds: float) -> None:
+    def __init__(self, name: str, timeout_seconds: float, options: Mapping[str, Any]) -> None:
         # The worker finds what we find, and what lies in the current folder after that (not before:
         # a file named like a standard module must not shadow it).
         path = [*map(str, sys.path), os.getcwd()]
@@ -65,7 +68,7 @@ class _Worker:
         self.chunk: deque[int] = deque()
         self.deadline = time.monotonic() + STARTUP_SECONDS
         self.broken = False
-        self.send(frame({"verifier": name, "timeout_seconds": timeout_seconds}))
+        self.send(frame({"verifier": name, "timeout_seconds": timeout_seconds, "options": options}))
 
     @property
     def idle(self) -> bool:
@@ -91,6 +94,11 @@ class _Worker:
             del self.received[:end]
         return messages
 
+    def dismiss(self) -> None:
+        """Tell an idle process that there is nothing more; it then ends by itself."""
+        if self.idle:
+            self.input.close()
+
     def kill(self, wait_seconds: float = 0.0) -> int:
         """End the process and its children; the exit code (negative: the signal that ended it)."""
         if wait_seconds:
@@ -104,20 +112,37 @@ class _Worker:
         return code
 
 
+def pool_of(settings: VerifierSettings, cache: Path | None = None) -> "VerifierPool":
+    """The pool that a recipe asks for; `workers: auto` is one for each core that this process may use.
+
+    `cache` is where the verifier `code` keeps its verdicts.
+    """
+    workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+    options: dict[str, Any] = {}
+    if settings.name == "code":
+        options = {"sandbox": settings.sandbox.model_dump(mode="json")}
+        if cache is not None:
+            options["cache"] = str(cache)
+    return VerifierPool(settings.name, workers, settings.timeout_seconds, options)
+
+
 class VerifierPool:
     """Grades responses in worker processes, in order, whatever the verifier does.
 
     `name` is what `make_verifier` takes. An item that runs longer than `timeout_seconds` (wall clock,
     from when its worker begins it) has the verdict `timeout`, and its worker is killed and replaced. An
     item whose worker dies is tried once more, then its verdict is `error`; so is an exception in the
-    verifier. Use it as a context manager, from one thread at a time:
+    verifier. `options` are the verifier's own (see `make_verifier`). Use it as a context manager, from one
+    thread at a time:
 
         with VerifierPool("math", workers=2, timeout_seconds=5.0) as pool:
             pool.check_canaries()
             verdicts = pool.grade([(question, response)])
     """
 
-    def __init__(self, name: str, workers: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, name: str, workers: int, timeout_seconds: float, options: Mapping[str, Any] | None = None
+    ) -> None:
         if workers < 1 or timeout_seconds <= 0:
             raise UserError(
                 f"a pool needs a worker and a positive time, not {workers} and {timeout_seconds}",
@@ -126,6 +151,7 @@ class VerifierPool:
         self._name = name
         self._count = workers
         self._timeout_seconds = timeout_seconds
+        self._options = dict(options or {})
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._canaries: list[Canary] = []
@@ -142,7 +168,13 @@ class VerifierPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Kill the workers."""
+        """End the workers: idle ones clean up behind themselves, the others are killed."""
+        idle = [worker for worker in self._workers if worker.idle]
+        for worker in idle:
+            worker.dismiss()
+        for worker in idle:
+            worker.kill(wait_seconds=DISMISSAL_SECONDS)
+            self._workers.remove(worker)
         self._kill_all()
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
@@ -187,7 +219,7 @@ class VerifierPool:
             )
 
     def _start(self) -> _Worker:
-        return _Worker(self._name, self._timeout_seconds)
+        return _Worker(self._name, self._timeout_seconds, self._options)
 
     def _kill_all(self) -> None:
         for worker in self._workers:

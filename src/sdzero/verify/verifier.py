@@ -3,8 +3,9 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from sdzero.errors import UserError
@@ -63,12 +64,15 @@ class FunctionVerifier:
         return []
 
 
-def make_verifier(name: str) -> Verifier:
-    """The verifier of a name: `math`, `puzzle`, or `package.module:factory`.
+BUILT_IN = ("math", "puzzle", "code")
+
+
+def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifier:
+    """The verifier of a name: `math`, `puzzle`, `code`, or `package.module:factory`.
 
     The factory is called without arguments and returns a Verifier; a plain function of
     (question, response) stands for a verifier without canaries. Raises UserError for a name that
-    leads to neither.
+    leads to neither. `options` are for `code`: `sandbox`, settings as JSON, and `cache`, a file's path.
     """
     if name == "math":
         from sdzero.verify.math import MathVerifier
@@ -78,15 +82,24 @@ def make_verifier(name: str) -> Verifier:
         from sdzero.verify.puzzle import PuzzleVerifier
 
         return PuzzleVerifier()
+    if name == "code":
+        from sdzero.recipe_sandbox import SandboxSettings
+        from sdzero.verify.code import CodeVerifier
+
+        given = dict(options or {})
+        cache = given.get("cache")
+        return CodeVerifier(
+            SandboxSettings(**given.get("sandbox", {})), None if cache is None else Path(cache)
+        )
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        nearest = difflib.get_close_matches(name, ["math", "puzzle"], n=1)
+        nearest = difflib.get_close_matches(name, BUILT_IN, n=1)
         raise UserError(
             f"there is no verifier `{name}`",
             where="verifier.name",
             todo=f"did you mean `{nearest[0]}`?"
             if nearest
-            else "use math, puzzle, or package.module:factory",
+            else f"use {', '.join(BUILT_IN)}, or package.module:factory",
         )
     return _from_factory(name, _find(name, module_name, attribute))
 

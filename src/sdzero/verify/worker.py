@@ -58,7 +58,7 @@ def _serve(requests: BinaryIO, results: int) -> None:
     if order is None:
         return
     try:
-        verifier = make_verifier(order["verifier"])
+        verifier = make_verifier(order["verifier"], order["options"])
         ready = {"canaries": [_canary_to_json(canary) for canary in verifier.canaries()]}
         greeting = frame(ready)
     except UserError as fault:
@@ -79,6 +79,8 @@ def _serve(requests: BinaryIO, results: int) -> None:
             verdict = _grade(verifier, question_from_json(question), response)
             signal.setitimer(signal.ITIMER_REAL, 0)
             write_all(results, frame([verdict.outcome, verdict.detail[:DETAIL_LENGTH]]))
+    if hasattr(verifier, "close"):
+        verifier.close()
 
 
 def _grade(verifier: Verifier, question: Question, response: str) -> Verdict:

@@ -1,0 +1,131 @@
+"""Starts programs for one worker, from inside the worker's control group; runs as a process of its own.
+
+A process moves into a control group in milliseconds, but is born into its parent's group at once: so this
+small process joins the group, once, and every program is a child of it. Programs whose parent ends become
+its children too, so that it can bury them all. It uses the standard library alone and starts within
+milliseconds.
+
+Messages are JSON on a socket, descriptors beside them. {"start": command, "targets": [numbers that the
+descriptors are to have], "limits": [[resource, soft, hard], ...]} is answered by {"pid"} with a descriptor of
+the process; {"bury": pid} by {"status"}, its wait status, once it and all others that ended are buried. The
+launcher ends with its socket.
+"""
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+
+PR_SET_CHILD_SUBREAPER = 36
+MESSAGE_BYTES = 1 << 17
+DESCRIPTORS = 64
+HIGH = 256
+"""Descriptors are moved up here before they take their places, so that none takes another's."""
+
+
+def receive(channel: socket.socket) -> tuple[dict, list[int]] | None:  # type: ignore[type-arg]
+    """A message and its descriptors; None when the other side is gone."""
+    size = array.array("i").itemsize * DESCRIPTORS
+    data, ancillary, _, _ = channel.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    found = array.array("i")
+    for _, _, content in ancillary:
+        found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    return json.loads(data), list(found)
+
+
+def send(channel: socket.socket, message: dict, descriptors: list[int]) -> None:  # type: ignore[type-arg]
+    """Send a message, and descriptors with it."""
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    channel.sendmsg([json.dumps(message).encode()], beside)
+
+
+def _prefer(score: str) -> None:
+    """How soon the kernel ends this process when its control group runs out of memory: 1000 is first."""
+    with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(score)
+
+
+def _start(message: dict, descriptors: list[int]) -> int:  # type: ignore[type-arg]
+    child = os.fork()
+    if child:
+        return child
+    try:
+        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, HIGH) for descriptor in descriptors]
+        for descriptor, target in zip(moved, message["targets"], strict=True):
+            os.dup2(descriptor, target)
+        _prefer("1000")
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by this interpreter, and exec would keep that
+            signal.signal(ignored, signal.SIG_DFL)
+        for which, soft, hard in message["limits"]:
+            resource.setrlimit(which, (soft, hard))
+        os.execve(message["start"][0], message["start"], {})
+    finally:
+        os._exit(127)
+
+
+def _bury(pid: int) -> int:
+    """The wait status of `pid`; whatever else came of it is ended and buried too."""
+    _, status = os.waitpid(pid, 0)
+    _end_children()
+    return status
+
+
+def _end_children() -> None:
+    """End and bury every child.
+
+    The first process in a sandbox has asked the kernel to end it with bubblewrap outside; but where a program
+    runs as the same user, it can write to that process' memory and make it change its mind.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                for child in _children():
+                    os.kill(child, signal.SIGKILL)
+                os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    own = os.getpid()
+    with open(f"/proc/{own}/task/{own}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def main() -> None:
+    """Serve the socket whose number is the first argument; the others are files to write `0` to, to join."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        for group in sys.argv[2:]:
+            with open(group, "w") as file:
+                file.write("0")
+    except OSError as fault:
+        send(channel, {"failed": str(fault)}, [])
+        return
+    # Memory that belongs to files and no process, such as memfds, makes this process look the largest.
+    _prefer("0")
+    _prefer("-1000")
+    send(channel, {"ready": True}, [])
+    while (received := receive(channel)) is not None:
+        message, descriptors = received
+        if "bury" in message:
+            send(channel, {"status": _bury(message["bury"])}, [])
+            continue
+        pid = _start(message, descriptors)
+        own = os.pidfd_open(pid)
+        send(channel, {"pid": pid}, [own])
+        for descriptor in [*descriptors, own]:
+            os.close(descriptor)
+    _end_children()
+
+
+if __name__ == "__main__":
+    main()
