@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, deque, namedtuple
 from decimal import Decimal
 from enum import Enum, IntEnum
 from fractions import Fraction
@@ -103,6 +103,16 @@ def test_strict_and_lenient_agree_on_values_that_can_cross(value: Any) -> None:
 )
 def test_particular_values_cross(value: Any) -> None:
     assert _with_kinds(_crossed(value)) == _with_kinds(value)
+
+
+@pytest.mark.parametrize(
+    "value", [deque([1, (2,)]), {"a": 1, "b": 2}.keys(), {"a": [1]}.values(), {"a": 1}.items()]
+)
+def test_other_collections_cross(value: Any) -> None:
+    given_ = _crossed(value)
+    assert type(given_) is type(value)
+    assert list(given_) == list(value)
+    assert len(given_) == len(value)
 
 
 def test_not_a_number_crosses() -> None:

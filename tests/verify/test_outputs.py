@@ -40,6 +40,8 @@ _space = st.text(alphabet=" \t\n\r", min_size=1, max_size=3)
         ("1000", "1001", 1e-3, True),
         ("1001", "1000", 1e-3, True),
         ("100", "100.2", 1e-3, False),
+        ("100", "110.5", 0.1, False),
+        ("110.5", "100", 0.1, True),
         # Words stay words with one, and a number is no word.
         ("YES 1", "YES 1.00001", 1e-4, True),
         ("YES 1", "NO 1", 1e-4, False),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdzero.errors import UserError
-from sdzero.verify.seccomp import CLONE, CLONE3, DENIED, SOCKET, filter_program
+from sdzero.verify.seccomp import CLONE, CLONE3, DENIED, SOCKET, SOCKETPAIR, filter_program
 from support import environment
 
 # From linux/seccomp.h, linux/audit.h, linux/sched.h and bits/socket.h.
@@ -31,7 +31,7 @@ NAMESPACES = {
     "CLONE_NEWNET": 0x40000000,
 }
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_ALG, AF_VSOCK = 1, 2, 10, 16, 17, 38, 40
-SPECIAL = {"clone": CLONE, "clone3": CLONE3, "socket": SOCKET}
+SPECIAL = {"clone": CLONE, "clone3": CLONE3, "socket": SOCKET, "socketpair": SOCKETPAIR}
 MACHINES = list(ARCHITECTURES)
 HEADERS = {
     "x86_64": ("x86_64-linux-gnu/asm/unistd_64.h", "asm/unistd_64.h"),
@@ -104,7 +104,7 @@ def test_what_the_filter_is_there_for_is_denied() -> None:
         "mount umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr"
     )
     namespaces = "unshare setns"
-    files = "name_to_handle_at open_by_handle_at fanotify_init quotactl"
+    files = "name_to_handle_at open_by_handle_at fanotify_init quotactl quotactl_fd"
     kernel = "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register"
     keys = "add_key request_key keyctl"
     machine = (
@@ -164,13 +164,14 @@ def test_clone3_is_said_not_to_exist(machine: str) -> None:
     assert decide(machine, CLONE3) == ERRNO | errno.ENOSYS
 
 
-def test_sockets_are_of_one_family(machine: str) -> None:
-    assert decide(machine, SOCKET, AF_UNIX, 1) == ALLOW
+@pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR], ids=["socket", "socketpair"])
+def test_sockets_are_of_one_family(machine: str, call: tuple[int, int]) -> None:
+    assert decide(machine, call, AF_UNIX, 1) == ALLOW
     for family in (0, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_ALG, AF_VSOCK, AF_UNIX | 2, 0xFFFFFFFF):
-        assert decide(machine, SOCKET, family, AF_UNIX) == ERRNO | errno.EPERM
+        assert decide(machine, call, family, AF_UNIX) == ERRNO | errno.EPERM
     # The kernel takes the family for an int: what stands in the upper half changes nothing.
-    assert decide(machine, SOCKET, 1 << 32 | AF_VSOCK) == ERRNO | errno.EPERM
-    assert decide(machine, SOCKET, 1 << 32 | AF_UNIX) == ALLOW
+    assert decide(machine, call, 1 << 32 | AF_VSOCK) == ERRNO | errno.EPERM
+    assert decide(machine, call, 1 << 32 | AF_UNIX) == ALLOW
 
 
 @pytest.mark.parametrize("other", [*OTHERS, *MACHINES])

@@ -22,6 +22,13 @@ HELP = {
 }
 
 
+FIRST_PROGRAM = b"""import sys
+if sys.version_info < (3, 11):
+    sys.exit(f"programs are run by Python {sys.version.split()[0]}, and 3.11 or newer is needed")
+print(6 * 7)
+"""
+
+
 def limits_of(settings: SandboxSettings) -> Limits:
     """The limits of one test, less what a question sets itself."""
     return Limits(
@@ -54,7 +61,7 @@ def make_sandbox(settings: SandboxSettings) -> Sandbox:
     """The sandbox, after a first program ran in it. Raises UserError, saying what to do, if none does."""
     sandbox = _make(settings)
     try:
-        program = {"first.py": b"print(6*7)"}
+        program = {"first.py": FIRST_PROGRAM}
         job = Job((*sandbox.python(), sandbox.place("first.py")), limits_of(settings), program)
         done = sandbox.run(job)
         if done.exit_code != 0 or done.stdout != b"42\n":

@@ -41,6 +41,7 @@ DENIED = {
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
     "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
     # the kernel itself
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -71,7 +72,7 @@ DENIED = {
 }
 """Denied calls, with their numbers on x86_64 and on aarch64."""
 
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
+CLONE, CLONE3, SOCKET, SOCKETPAIR = (56, 220), (435, 435), (41, 198), (53, 199)
 NEW_NAMESPACES = 0x7E020080
 """The CLONE_NEW... flags (time, mount, cgroup, UTS, IPC, user, PID, network)."""
 AF_UNIX = 1
@@ -119,9 +120,10 @@ def filter_program(machine: str | None = None) -> bytes:
     steps += [
         _step(_EQUAL, CLONE[column], if_false=3),
         _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_ANY_BIT, NEW_NAMESPACES, if_false=5),
+        _step(_ANY_BIT, NEW_NAMESPACES, if_false=6),
         _fail(errno.EPERM),
-        _step(_EQUAL, SOCKET[column], if_false=3),
+        _step(_EQUAL, SOCKET[column], if_true=1),
+        _step(_EQUAL, SOCKETPAIR[column], if_false=3),
         _step(_LOAD, _FIRST_ARGUMENT),
         _step(_EQUAL, AF_UNIX, if_true=1),
         _fail(errno.EPERM),

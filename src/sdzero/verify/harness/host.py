@@ -30,7 +30,7 @@ def main() -> None:
     namespace = program.__dict__
     trouble = None
     try:
-        with open(file, encoding="utf-8", errors="replace") as source:
+        with open(file, encoding="utf-8-sig", errors="replace") as source:
             exec(compile(source.read(), file, "exec"), namespace)
     except BaseException as fault:
         trouble = {"loading": type(fault).__name__, "detail": str(fault)[:500]}

@@ -48,6 +48,18 @@ class UnsendableError(TypeError):
     """A value that came from the program as its type's name alone cannot be sent back to it."""
 
 
+COLLECTIONS: dict[str, tuple[Any, Any]] = {
+    "tuple": (tuple, tuple),
+    "set": (set, set),
+    "frozenset": (frozenset, frozenset),
+    "deque": (collections.deque, collections.deque),
+    "keys": (type({}.keys()), lambda items: dict.fromkeys(items).keys()),
+    "values": (type({}.values()), lambda items: dict(enumerate(items)).values()),
+    "items": (type({}.items()), lambda items: dict(items).items()),
+}
+"""What holds other values, beside lists: its type, and how one is made of a list of them."""
+
+
 def encode(value: Any, strict: bool = False) -> Any:
     """JSON-like data for a value. `strict` raises TypeError for one that cannot cross as it is."""
     if value is None or isinstance(value, bool):
@@ -60,11 +72,9 @@ def encode(value: Any, strict: bool = False) -> Any:
         return str.__str__(value)  # `str(value)` of an enumeration's member is its name
     if isinstance(value, list):
         return [encode(item, strict) for item in value]
-    if isinstance(value, tuple):
-        return _tagged("tuple", [encode(item, strict) for item in value])
-    if isinstance(value, set | frozenset):
-        kind = "set" if isinstance(value, set) else "frozenset"
-        return _tagged(kind, [encode(item, strict) for item in value])
+    for kind, (types, _) in COLLECTIONS.items():
+        if isinstance(value, types):
+            return _tagged(kind, [encode(item, strict) for item in value])
     if isinstance(value, dict):
         return _tagged("dict", [[encode(key, strict), encode(item, strict)] for key, item in value.items()])
     if isinstance(value, bytes | bytearray):
@@ -107,12 +117,8 @@ def _decoded(data: Any) -> Any:
     kind, content = data.get(TAG), data.get("of")
     if kind == "dict" and isinstance(content, list):
         return {_decoded(key): _decoded(item) for key, item in content}
-    if kind == "tuple" and isinstance(content, list):
-        return tuple(_decoded(item) for item in content)
-    if kind == "set" and isinstance(content, list):
-        return {_decoded(item) for item in content}
-    if kind == "frozenset" and isinstance(content, list):
-        return frozenset(_decoded(item) for item in content)
+    if kind in COLLECTIONS and isinstance(content, list):
+        return COLLECTIONS[kind][1]([_decoded(item) for item in content])
     if kind == "iterator" and isinstance(content, list):
         return Items([_decoded(item) for item in content])
     if kind == "range" and isinstance(content, list):
