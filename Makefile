@@ -6,6 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 CHECKED := src tests benchmarks
+TEST_WORKERS := 2
 
 # Nothing goes out, and no progress bars in logs.
 export HF_HUB_OFFLINE := 1
@@ -35,7 +36,7 @@ demo: $(READY) ## train the embedded model by SD-Zero, from nothing to a report;
 	$(BIN)/sdzero run recipes/demo.yaml --output runs/demo
 
 test: $(READY) ## run the fast tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" --cov --cov-report=term $(PYTEST_ARGUMENTS)
 
 slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)

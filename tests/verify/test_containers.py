@@ -179,7 +179,7 @@ def test_every_protection_is_asked_for(client: StandIn) -> None:
         ("--ulimit", "cpu=10:11"),
         ("--ulimit", "nofile=256:256"),
         ("--ulimit", f"fsize={3 << 20}:{3 << 20}"),
-        ("--ulimit", "core=0:0"),
+        ("--ulimit", "core=1:1"),
         ("--ulimit", f"stack={64 << 20}:{64 << 20}"),
         ("--entrypoint", "/bin/sh"),
     ):

@@ -388,3 +388,15 @@ def test_an_assertion_after_an_expected_exception_is_the_tests_own(asserted: Jud
     code = "try:\n    f(1)\nexcept ValueError:\n    pass\nassert False, 'too late'\n"
     program = "def f(x):\n    raise ValueError(x)\n"
     assert asserted(program, code, "f") == ("failed", "AssertionError: too late")
+
+
+def test_a_program_is_the_main_module(tmp_path: Path) -> None:
+    run = Path(harness.__file__).with_name("run.py")
+    program = tmp_path / "main.py"
+    program.write_bytes(
+        b"\xef\xbb\xbfimport sys\nprint(sorted(name for name in globals() if name[0] != '_'), __name__)\n"
+        b"print(sys.argv == [__file__], __import__('__main__').__dict__ is globals())\nexit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", run, program], capture_output=True, text=True)
+    assert done.stdout == "['sys'] __main__\nTrue True\n"
+    assert done.returncode == 3

@@ -172,7 +172,6 @@ def test_a_program_sees_little_of_the_machine(sandbox: Sandbox) -> None:
     assert set(said(sandbox, "import os\nprint(*os.listdir('/etc'))").split()) <= {
         "alternatives",
         "ld.so.cache",
-        "localtime",
     }
 
 
@@ -190,7 +189,8 @@ def test_a_program_is_an_ordinary_user_of_its_own(sandbox: Sandbox) -> None:
 
 def test_signals_have_their_usual_effect(sandbox: Sandbox) -> None:
     done = sandbox.run(Job(("/usr/bin/grep", "SigIgn", "/proc/self/status"), LIMITS))
-    assert int(done.stdout.split()[1], 16) == 0
+    ignored = int(done.stdout.split()[1], 16)
+    assert ignored & (1 << 31) - 1 == 0  # the C library keeps signals 32 and 33 for itself
 
 
 def test_standard_input_arrives_whole(sandbox: Sandbox) -> None:

@@ -126,13 +126,17 @@ def attacks(subject: Subject) -> Iterator[Finding]:
     todo = (
         "run no programs of a model here before this holds: update bubblewrap and the kernel, or use docker"
     )
+    in_total = (
+        "memory is limited for each process only: run as root or in a session whose control groups systemd has"
+        " delegated, or lower verifier.sandbox.processes and memory_megabytes (docs/sandbox.md)"
+    )
     with opened(subject.sandbox) as one:
         for result in run_attacks(one, subject.sandbox):
             name = f"attack: {result.name}"
             if result.held:
                 yield Finding(name, True, result.detail or "had no effect")
             else:
-                yield Finding(name, False, result.detail, todo)
+                yield Finding(name, False, result.detail, in_total if result.needs_group else todo)
 
 
 def compiler(subject: Subject) -> Iterator[Finding]:

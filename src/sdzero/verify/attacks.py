@@ -33,11 +33,15 @@ _DETAIL_LENGTH = 300
 
 @dataclass(frozen=True)
 class AttackResult:
-    """`held`: the attack had no effect; if it had one, `detail` says which."""
+    """`held`: the attack had no effect; if it had one, `detail` says which.
+
+    `needs_group`: only a control group, which limits memory in total, stops it.
+    """
 
     name: str
     held: bool
     detail: str
+    needs_group: bool = False
 
 
 def run_attacks(sandbox: Sandbox, settings: SandboxSettings) -> list[AttackResult]:
@@ -93,7 +97,7 @@ def run_attack(
         judged_by = replace(limits, wall_seconds=limits.wall_seconds + start)
         found = _found(attack, judged_by, done, scene)
     found += scene.effects()
-    return AttackResult(attack.name, not found, "; ".join(found)[:_DETAIL_LENGTH])
+    return AttackResult(attack.name, not found, "; ".join(found)[:_DETAIL_LENGTH], attack.needs_group)
 
 
 def _found(attack: Attack, limits: Limits, done: Finished, scene: Scene) -> list[str]:

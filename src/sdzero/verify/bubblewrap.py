@@ -54,6 +54,7 @@ ENVIRONMENT = {
 }
 """All that a program sees of an environment. One arena: threads would reserve 128 MB of addresses each."""
 
+DEVICES = ("null", "zero", "full", "random", "urandom")
 _NEEDED = ("--json-status-fd", "--size", "--perms", "--ro-bind-data", "--disable-userns", "--seccomp")
 _SMALL = 64 * 1024
 
@@ -85,8 +86,8 @@ class BubblewrapSandbox(Sandbox):
         return f"{self._version}, Python {self._interpreter.version}"
 
     def python(self) -> tuple[str, ...]:
-        """Isolated mode: no user packages, no current folder on the path."""
-        return (self._interpreter.executable, "-I")
+        """Isolated mode: no user packages, no current folder on the path; `site` only where it has work."""
+        return (self._interpreter.executable, "-I", *([] if self._packages else ["-S"]))
 
     def _user(self, slot: int) -> int:
         """Of each slot its own: the kernel counts the processes of a user."""
@@ -95,14 +96,9 @@ class BubblewrapSandbox(Sandbox):
     @cached_property
     def _view(self) -> list[str]:
         """The arguments that are the same for every job: what a program sees of the machine."""
-        arguments = [
-            "--unshare-ipc",
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-uts",
-            "--unshare-cgroup-try",
-        ]
-        arguments += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
+        arguments = ["--unshare-ipc", "--unshare-pid", "--die-with-parent", "--new-session", "--clearenv"]
+        if not all(launcher.apart for launcher in self._launchers):
+            arguments += ["--unshare-net", "--unshare-cgroup-try", "--unshare-uts", "--hostname", "sandbox"]
         if self._as_root:
             # Only to change the user further on; that gives them up.
             kept = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
@@ -119,10 +115,10 @@ class BubblewrapSandbox(Sandbox):
             elif path.is_dir():
                 arguments += ["--ro-bind", str(path), str(path)]
         # What bubblewrap makes on the way to a place would be for root alone.
-        ways = ["/etc", PROGRAM_FOLDER, *_ways(self._interpreter.folders)]
+        ways = ["/etc", "/dev", PROGRAM_FOLDER, *_ways(self._interpreter.folders)]
         for way in ways:
             arguments += ["--perms", "0755", "--dir", way]
-        for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
+        for file in ("/etc/ld.so.cache", "/etc/alternatives"):
             arguments += ["--ro-bind-try", file, file]
         for folder in self._interpreter.folders:
             arguments += ["--ro-bind", folder, folder]
@@ -130,8 +126,12 @@ class BubblewrapSandbox(Sandbox):
             if self._packages:
                 arguments += ["--ro-bind", self._packages, site]
             else:
-                arguments += ["--size", str(_SMALL), "--tmpfs", site, "--remount-ro", site]
-        arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+                arguments += ["--size", str(_SMALL), "--tmpfs", site]
+        arguments += ["--proc", "/proc"]
+        for device in DEVICES:
+            arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+        for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+            arguments += ["--symlink", f"/proc/self/{target}", f"/dev/{name}"]
         return [*arguments, "--symlink", WORK_FOLDER.lstrip("/"), "/tmp"]
 
     def _start(self, job: Job, stdin: int, stdout: int | None, slot: int) -> Running:

@@ -49,6 +49,8 @@ class Launcher:
 
     def __init__(self, slot: str) -> None:
         self.group: ControlGroup | None = None
+        self.apart = False
+        """Whether what it starts is in namespaces without network, name and control group already."""
         for group in possible_groups(slot):
             if self._begin(group):
                 self.group = group
@@ -74,6 +76,7 @@ class Launcher:
             )
         answer = launcher.receive(self._channel)
         if answer is not None and "ready" in answer[0]:
+            self.apart = bool(answer[0]["apart"])
             return True
         self._end()
         return False

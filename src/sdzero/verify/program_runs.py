@@ -94,8 +94,8 @@ class ProgramRunner:
                     "install g++ (Debian, Ubuntu: apt-get install g++), or set data.languages=[python]",
                 )
             return Job((self._sandbox.place("a.out"),), limits, {"a.out": self._compile(source)})
-        command = (*self._sandbox.python(), self._sandbox.place("main.py"))
-        return Job(command, limits, {"main.py": _encoded(source)})
+        command = (*self._sandbox.python(), self._sandbox.place("run.py"), self._sandbox.place("main.py"))
+        return Job(command, limits, {"run.py": _harness("run.py"), "main.py": _encoded(source)})
 
     def _stdio(self, tests: StdioTests, job: Job) -> Verdict:
         for number, case in enumerate(tests.cases, start=1):

@@ -5,6 +5,7 @@ output. The program itself can do to this process whatever it likes: all that co
 reply is only a value, which the judge compares in a process of its own.
 """
 
+import builtins
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ def main() -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     sys.set_int_max_str_digits(0)
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     file = sys.argv[1]
     sys.argv = [file]
     # A module that can be looked up: data classes do, for one.

@@ -204,6 +204,7 @@ def find(tests: dict[str, Any]) -> Found:
 def main() -> None:
     """Read the tests, run them, tell."""
     sys.set_int_max_str_digits(0)
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     told = os.dup(2)
     with open(sys.argv[1], encoding="utf-8") as file:
         tests = json.load(file)
