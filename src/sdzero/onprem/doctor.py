@@ -127,8 +127,8 @@ def attacks(subject: Subject) -> Iterator[Finding]:
         "run no programs of a model here before this holds: update bubblewrap and the kernel, or use docker"
     )
     in_total = (
-        "memory is limited for each process only: run as root or in a session whose control groups systemd has"
-        " delegated, or lower verifier.sandbox.processes and memory_megabytes (docs/sandbox.md)"
+        "memory is limited for each process only: run as root or in a session whose control groups systemd"
+        " has delegated, or lower verifier.sandbox.processes and memory_megabytes (docs/sandbox.md)"
     )
     with opened(subject.sandbox) as one:
         for result in run_attacks(one, subject.sandbox):
