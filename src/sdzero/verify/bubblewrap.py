@@ -36,8 +36,8 @@ from sdzero.verify.sandbox import (
 )
 from sdzero.verify.seccomp import filter_program
 
-USERS = range(61_000, 65_000)
-"""When this process is root, programs run as one of these users, which nothing else should use."""
+USERS = range(61_000, 61_184)
+"""When this process is root, programs run as one of these users, which neither Debian nor systemd uses."""
 
 INSTALL = (
     "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap), or use docker or podman"

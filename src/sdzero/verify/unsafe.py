@@ -44,6 +44,13 @@ class UnsafeSandbox(Sandbox):
         """In the folder for temporary files."""
         return str(self._folder / "program" / name)
 
+    def run_pair(self, judge: Job, program: Job) -> tuple[Finished, Finished]:
+        """Both jobs have one folder here: raises ValueError for two files of one name that differ."""
+        both = judge.files.keys() & program.files.keys()
+        if any(judge.files[name] != program.files[name] for name in both):
+            raise ValueError(f"two jobs of a pair have different files of one name: {sorted(both)}")
+        return super().run_pair(judge, program)
+
     def _start(self, job: Job, stdin: int, stdout: int | None, slot: int) -> Running:
         work = self._folder / f"work-{slot}"
         shutil.rmtree(work, ignore_errors=True)
