@@ -107,10 +107,10 @@ from sdzero.recipe_io import load_recipe
 from sdzero.run_dir import RunDir
 run = RunDir.open(sys.argv[1], load_recipe(sys.argv[1] + "/recipe.yaml"))
 if os.fork() == 0:
+    print("held", flush=True)  # by the child: it has let go of the lock by now
     os.close(1)
     time.sleep(60)
     os._exit(0)
-print("held", flush=True)
 time.sleep(60)
 """
 
