@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from sdzero.verify.attack_answers import response_of
+
 NEEDED = os.environ.get("SDZERO_NEEDS_SANDBOX") == "1"
 
 needs_sandbox = pytest.mark.skipif(
@@ -13,7 +15,5 @@ needs_sandbox = pytest.mark.skipif(
 )
 """Skips without bubblewrap, except where the sandbox is demanded (as in CI): there the test fails."""
 
-
-def block(program: str, language: str = "python") -> str:
-    """A response that holds a program."""
-    return f"Here it is.\n\n```{language}\n{program}\n```\n"
+block = response_of
+"""A response that holds a program."""

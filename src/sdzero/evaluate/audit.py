@@ -69,17 +69,11 @@ def audit(context: RunContext, name: str, count: int) -> str:
     stored = stored_responses(context.run, name, {one.id: one for one in questions}, context.roles)
     chosen = choose(stored, count, context.recipe.seed)
     verifier = context.recipe.verifier.name
-    text = "\n".join(
-        [
-            _summary(name, stored, chosen),
-            "",
-            *(_entry(number, one, graded_part(verifier, one)) for number, one in enumerate(chosen, start=1)),
-        ]
-    )
+    shown = [(number, one, graded_part(verifier, one)) for number, one in enumerate(chosen, start=1)]
+    text = "\n".join([_summary(name, stored, chosen), "", *(_entry(*entry) for entry in shown)])
     file = f"evaluate/{name}/audit.txt"
     same = _is_there(context.run, file, text)
-    rows = [_row(number, one, graded_part(verifier, one)) for number, one in enumerate(chosen, start=1)]
-    context.run.write_jsonl(f"evaluate/{name}/audit.jsonl", rows)
+    context.run.write_jsonl(f"evaluate/{name}/audit.jsonl", [_row(*entry) for entry in shown])
     if not same:
         context.run.write_text(file, text)
     return text

@@ -11,7 +11,6 @@ from sdzero.verify.attack_floods import FLOODING
 from sdzero.verify.attack_programs import REACHING
 from sdzero.verify.attack_scene import Scene
 from sdzero.verify.backends import limits_of
-from sdzero.verify.containers import START_SECONDS
 from sdzero.verify.sandbox import Finished, Job, Limits, Sandbox, SandboxError
 
 ATTACKS = [*REACHING, *FLOODING]
@@ -92,9 +91,7 @@ def run_attack(
     except SandboxError as fault:
         found = [f"the sandbox failed: {fault}"]
     else:
-        # A container's start is not counted against the program.
-        start = START_SECONDS if sandbox.name in ("docker", "podman") else 0.0
-        judged_by = replace(limits, wall_seconds=limits.wall_seconds + start)
+        judged_by = replace(limits, wall_seconds=limits.wall_seconds + sandbox.start_seconds)
         found = _found(attack, judged_by, done, scene)
     found += scene.effects()
     return AttackResult(attack.name, not found, "; ".join(found)[:_DETAIL_LENGTH], attack.needs_group)

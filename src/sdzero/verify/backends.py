@@ -3,15 +3,16 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 
 from sdzero.errors import UserError
 from sdzero.recipe_sandbox import SandboxSettings
-from sdzero.verify.sandbox import Job, Limits, Sandbox, SandboxError
+from sdzero.verify.sandbox import INSTALL_BUBBLEWRAP, Job, Limits, Sandbox, SandboxError
 
 CONTAINER_HELP = "see that `{} run` works with the image, which needs /bin/sh, /usr/bin/env and python3"
 HELP = {
     "bubblewrap": (
-        "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap) and allow it namespaces"
+        f"{INSTALL_BUBBLEWRAP} and allow it namespaces"
         " (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile; in a container:"
         " the capability SYS_ADMIN, or a seccomp profile that allows unshare and mount); or name docker or"
         " podman"
@@ -31,16 +32,7 @@ print(6 * 7)
 
 def limits_of(settings: SandboxSettings) -> Limits:
     """The limits of one test, less what a question sets itself."""
-    return Limits(
-        wall_seconds=settings.wall_seconds,
-        cpu_seconds=settings.cpu_seconds,
-        memory_megabytes=settings.memory_megabytes,
-        processes=settings.processes,
-        open_files=settings.open_files,
-        file_megabytes=settings.file_megabytes,
-        disk_megabytes=settings.disk_megabytes,
-        output_megabytes=settings.output_megabytes,
-    )
+    return Limits(**{limit.name: getattr(settings, limit.name) for limit in fields(Limits)})
 
 
 def _make(settings: SandboxSettings) -> Sandbox:

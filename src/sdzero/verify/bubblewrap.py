@@ -22,6 +22,7 @@ from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.verify.interpreter import find_interpreter
 from sdzero.verify.launching import Launcher
 from sdzero.verify.sandbox import (
+    INSTALL_BUBBLEWRAP,
     MEBIBYTE,
     PROGRAM_FOLDER,
     WORK_FOLDER,
@@ -39,9 +40,7 @@ from sdzero.verify.seccomp import filter_program
 USERS = range(61_000, 61_184)
 """When this process is root, programs run as one of these users, which neither Debian nor systemd uses."""
 
-INSTALL = (
-    "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap), or use docker or podman"
-)
+INSTALL = f"{INSTALL_BUBBLEWRAP}, or use docker or podman"
 KEY = "verifier.sandbox.backend"
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

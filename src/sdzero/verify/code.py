@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdzero.errors import UserError
 from sdzero.questions.programs import (
     METADATA_KEY,
     AssertionTests,
@@ -27,7 +26,7 @@ from sdzero.questions.question import Question
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.verify.backends import make_sandbox
 from sdzero.verify.fenced import last_program
-from sdzero.verify.program_runs import ProgramRunner
+from sdzero.verify.program_runs import ProgramRunner, no_compiler
 from sdzero.verify.sandbox import SandboxError
 from sdzero.verify.verdict import Outcome, Verdict
 from sdzero.verify.verdict_cache import VerdictCache, key_of
@@ -58,6 +57,8 @@ class CodeVerifier:
         program = last_program(response, task.language)
         if program is None or not program.strip():
             return Verdict(Outcome.NO_ANSWER, f"no closed block of {task.language}")
+        if self._cache is None:
+            return self._run(task, program)
         key = key_of(
             FORMAT,
             self._runner.versions(task.language),
@@ -65,19 +66,20 @@ class CodeVerifier:
             question.metadata[METADATA_KEY],
             program,
         )
-        known = self._cache.get(key) if self._cache else None
-        if known is not None:
-            return known
+        verdict = self._cache.get(key)
+        if verdict is None:
+            verdict = self._run(task, program)
+            self._cache.put(key, verdict)
+        return verdict
+
+    def _run(self, task: ProgramTask, program: str) -> Verdict:
         try:
-            verdict = self._runner.grade(task, program)
+            return self._runner.grade(task, program)
         except SandboxError:
             # Its processes are in doubt; the next response gets new ones.
             self._runner.close()
             self._runner = ProgramRunner(make_sandbox(self._settings), self._settings)
             raise
-        if self._cache:
-            self._cache.put(key, verdict)
-        return verdict
 
     def close(self) -> None:
         """End the sandbox."""
@@ -127,8 +129,6 @@ def check_languages(questions: Iterable[Question], settings: SandboxSettings) ->
         return
     for question in questions:
         if question.metadata.get(METADATA_KEY, {}).get("language") == "cpp":
-            raise UserError(
-                f"question {question.id} asks for C++, and there is no compiler `{settings.compiler}`",
-                "verifier.sandbox.compiler",
-                "install g++ (Debian, Ubuntu: apt-get install g++), or set data.languages=[python]",
+            raise no_compiler(
+                f"question {question.id} asks for C++, and there is no compiler `{settings.compiler}`"
             )

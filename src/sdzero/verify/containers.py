@@ -128,6 +128,8 @@ class _InContainer(Running):
 class ContainerSandbox(Sandbox):
     """Raises UserError, saying what to do, if the program, its daemon or the image is missing."""
 
+    start_seconds = START_SECONDS
+
     def __init__(self, settings: SandboxSettings) -> None:
         assert settings.image is not None
         self.name = settings.backend

@@ -30,6 +30,15 @@ class CompileError(Exception):
     """The program does not compile; the message is the compiler's."""
 
 
+def no_compiler(what: str) -> UserError:
+    """The error of a machine that cannot compile C++, with what to do."""
+    return UserError(
+        what,
+        "verifier.sandbox.compiler",
+        "install g++ (Debian, Ubuntu: apt-get install g++), or set data.languages=[python]",
+    )
+
+
 class ProgramRunner:
     """Grades programs, one at a time. It owns the sandbox that it is given."""
 
@@ -88,11 +97,7 @@ class ProgramRunner:
     def _job(self, task: ProgramTask, source: str, limits: Limits) -> Job:
         if task.language == "cpp":
             if not self.has_compiler():
-                raise UserError(
-                    f"there is no compiler `{self._settings.compiler}` in the sandbox",
-                    "verifier.sandbox.compiler",
-                    "install g++ (Debian, Ubuntu: apt-get install g++), or set data.languages=[python]",
-                )
+                raise no_compiler(f"there is no compiler `{self._settings.compiler}` in the sandbox")
             return Job((self._sandbox.place("a.out"),), limits, {"a.out": self._compile(source)})
         command = (*self._sandbox.python(), self._sandbox.place("run.py"), self._sandbox.place("main.py"))
         return Job(command, limits, {"run.py": _harness("run.py"), "main.py": _encoded(source)})

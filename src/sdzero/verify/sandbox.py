@@ -21,6 +21,8 @@ WORK_FOLDER = "/work"
 PROGRAM_FOLDER = "/program"
 """Where a job's files are, read-only."""
 
+INSTALL_BUBBLEWRAP = "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap)"
+
 STDERR_KEPT = 1 << 16
 GRACE_SECONDS = 5.0
 """How long a killed program may take to be gone before that counts as a fault of the machine."""
@@ -139,6 +141,8 @@ class Sandbox(ABC):
     """Runs jobs, one (or one pair) at a time. Use `close` when done; a worker that is killed needs none."""
 
     name: str
+    start_seconds = 0.0
+    """How long a start may take by the clock that is not counted against the program."""
 
     @abstractmethod
     def describe(self) -> str:
