@@ -4,18 +4,21 @@ import contextlib
 import os
 import platform
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from machine import children_of, groups_of, open_descriptors, running_with
 from ordinary_user import SOURCES, run_as_ordinary_user
 from sandboxed import needs_sandbox
+from sdzero.errors import UserError
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.verify.backends import limits_of, opened
 from sdzero.verify.sandbox import Ending, Finished, Job, Sandbox, SandboxError
@@ -80,6 +83,7 @@ def test_if_it_goes_while_a_program_runs_the_sandbox_failed_and_not_the_program(
 
 
 WORKER = """
+from sdzero.errors import UserError
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.verify.backends import limits_of, opened
 from sdzero.verify.sandbox import Job
@@ -187,3 +191,15 @@ def test_two_sandboxes_run_programs_at_the_same_time() -> None:
         done = [threads.submit(run_all, one) for one in (first, second)]
         assert [one.result() for one in done] == [[b"0\n", b"1\n", b"2\n", b"3\n"]] * 2
         assert talk(first)[0].stderr == talk(second)[0].stderr == b"21"
+
+
+def test_bubblewrap_that_runs_as_root_is_refused_to_ordinary_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "bwrap"
+    shutil.copy(str(shutil.which("bwrap")), program)
+    program.chmod(0o4755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 61_000)
+    with pytest.raises(UserError, match=r"(?s)cannot be limited.*chmod u-s"):
+        opened(SETTINGS).__enter__()

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
@@ -142,28 +143,16 @@ class BubblewrapSandbox(Sandbox):
         files = [sealed(content) for content in job.files.values()]
         # In this order they have the numbers 0, 1, 2, ... in the program that is started.
         descriptors = [stdin, written, stderr, self._filters[slot], told, *files]
-        arguments = [self._program, *self._view, "--seccomp", "3", "--json-status-fd", "4"]
-        arguments += [
-            "--size",
-            str(limits.disk_megabytes * MEBIBYTE),
-            "--perms",
-            "0777",
-            "--tmpfs",
-            WORK_FOLDER,
-        ]
+        options = [*self._view, "--seccomp", "3", "--json-status-fd", "4"]
+        size = str(limits.disk_megabytes * MEBIBYTE)
+        options += ["--size", size, "--perms", "0777", "--tmpfs", WORK_FOLDER]
         for number, name in enumerate(job.files, start=5):
-            arguments += ["--perms", "0555", "--ro-bind-data", str(number), f"{PROGRAM_FOLDER}/{name}"]
-        arguments += [
-            "--chdir",
-            WORK_FOLDER,
-            "--remount-ro",
-            "/",
-            "--",
-            *self._unprivileged(limits, slot),
-            *job.command,
-        ]
+            options += ["--perms", "0555", "--ro-bind-data", str(number), f"{PROGRAM_FOLDER}/{name}"]
+        options += ["--chdir", WORK_FOLDER, "--remount-ro", "/"]
+        command = [*self._unprivileged(limits, slot), *job.command]
+        room = _with_room(limits, job.files.values())
         try:
-            process = launcher.start(arguments, descriptors, _with_room(limits, job.files.values()))
+            process = launcher.start(self._program, options, command, descriptors, room)
         except SandboxError:
             for descriptor in (status, stderr_to_read, *([] if stdout_to_read is None else [stdout_to_read])):
                 os.close(descriptor)
@@ -235,6 +224,12 @@ def _find_bubblewrap() -> str:
     if program is None:
         raise UserError("programs cannot be run in isolation: bubblewrap is not installed", KEY, INSTALL)
     shown = subprocess.run([program, "--help"], capture_output=True, text=True).stdout
+    if os.geteuid() != 0 and os.stat(program).st_mode & stat.S_ISUID:
+        raise UserError(
+            "bubblewrap runs as root here, so that what it runs cannot be limited",
+            f"{KEY}, {program}",
+            f"have it run as its caller (chmod u-s {program}) where users may make namespaces",
+        )
     missing = [option for option in _NEEDED if option not in shown]
     if missing:
         raise UserError(

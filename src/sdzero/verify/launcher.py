@@ -5,10 +5,10 @@ small process joins the group, once, and every program is a child of it. Program
 its children too, so that it can bury them all. It uses the standard library alone and starts within
 milliseconds.
 
-Messages are JSON on a socket, descriptors beside them. {"start": command, "targets": [numbers that the
-descriptors are to have], "limits": [[resource, soft, hard], ...]} is answered by {"pid"} with a descriptor of
-the process; {"bury": pid} by {"status"}, its wait status, once it and all others that ended are buried. The
-launcher ends with its socket.
+Messages are JSON on a socket, descriptors beside them. {"start": bubblewrap, "options": its options,
+"command": what it is to run, "limits": [[resource, soft, hard], ...]}, with the descriptors that are to be
+0, 1, 2, ... there, is answered by {"pid"} with a descriptor of the process; {"bury": pid} by {"status"}, its
+wait status, once it and all others that ended are buried. The launcher ends with its socket.
 """
 
 import array
@@ -30,6 +30,12 @@ DESCRIPTORS = 64
 HIGH = 256
 """Descriptors are moved up here before they take their places, so that none takes another's."""
 
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+"""By this interpreter, and its children would be born so."""
+
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+"""By this interpreter, and its children would be born so."""
+
 
 def receive(channel: socket.socket) -> tuple[dict, list[int]] | None:  # type: ignore[type-arg]
     """A message and its descriptors; None when the other side is gone."""
@@ -49,9 +55,9 @@ def send(channel: socket.socket, message: dict, descriptors: list[int]) -> None:
     channel.sendmsg([json.dumps(message).encode()], beside)
 
 
-def _prefer(score: str) -> None:
-    """How soon the kernel ends this process when its control group runs out of memory: 1000 is first."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+def _prefer(score: str, process: int | str = "self") -> None:
+    """How soon the kernel ends a process when its control group runs out of memory: 1000 is first."""
+    with contextlib.suppress(OSError), open(f"/proc/{process}/oom_score_adj", "w") as file:
         file.write(score)
 
 
@@ -68,21 +74,25 @@ def _go_apart() -> bool:
 
 
 def _start(message: dict, descriptors: list[int]) -> int:  # type: ignore[type-arg]
-    child = os.fork()
-    if child:
-        return child
+    """Start bubblewrap, limit it, and only then tell it what to do, for which it waits; its process.
+
+    A fork could limit itself, but copies this process' memory, which takes longer than all of this.
+    """
+    waiting, options = os.pipe()
+    moved = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, HIGH) for one in (*descriptors, waiting)]
+    places = [(os.POSIX_SPAWN_DUP2, one, number) for number, one in enumerate(moved)]
+    command = [message["start"], "--args", str(len(descriptors)), "--", *message["command"]]
     try:
-        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, HIGH) for descriptor in descriptors]
-        for descriptor, target in zip(moved, message["targets"], strict=True):
-            os.dup2(descriptor, target)
-        _prefer("1000")
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by this interpreter, and exec would keep that
-            signal.signal(ignored, signal.SIG_DFL)
+        child = os.posix_spawn(command[0], command, {}, file_actions=places, setsigdef=IGNORED)
+        _prefer("1000", child)
         for which, soft, hard in message["limits"]:
-            resource.setrlimit(which, (soft, hard))
-        os.execve(message["start"][0], message["start"], {})
+            resource.prlimit(child, which, (soft, hard))
+        with contextlib.suppress(BrokenPipeError):  # it has failed, and has said why
+            os.write(options, "\0".join(message["options"]).encode())
     finally:
-        os._exit(127)
+        for descriptor in (waiting, options, *moved):
+            os.close(descriptor)
+    return child
 
 
 def _bury(pid: int) -> int:

@@ -81,11 +81,14 @@ class Launcher:
         self._end()
         return False
 
-    def start(self, arguments: list[str], descriptors: list[int], limits: Limits) -> int:
-        """Start a command; a pidfd of it. Raises SandboxError."""
+    def start(
+        self, program: str, options: list[str], command: list[str], descriptors: list[int], limits: Limits
+    ) -> int:
+        """Start a command by bubblewrap with descriptors 0, 1, 2, ...; a pidfd of it. Raises SandboxError."""
         message = {
-            "start": arguments,
-            "targets": list(range(len(descriptors))),
+            "start": program,
+            "options": options,
+            "command": command,
             "limits": resource_limits(limits),
         }
         try:
