@@ -227,10 +227,21 @@ MEANINGS: dict[str, dict[str, str]] = {
         "batch_size": "Questions in one optimizer step; a multiple of `micro_batch_size`.",
         "teacher": "A model folder as the Reviser in place of the SRT model.",
         "divergence": "Direction of the divergence; formulas in [method.md](method.md).",
+        "divergence_clip": "Most nats that one token adds to the loss; `null`: no clip"
+        " ([options.md](options.md)).",
+        "clip_gradient": "Above the clip: the gradient scaled down (`scale`), or none (`stop`).",
+        "token_share": "Share of each response's tokens that carries the loss: those of the highest student"
+        " entropy.",
+        "contrast": "How much of the other phrase's change is taken from the teacher; 1 cancels what both"
+        " change.",
+        "policy_gradient_weight": "Weight of a policy-gradient term beside the divergence (hybrid).",
+        "question_sampling": "`solve_rate`: questions that are solved half of the time are asked more often.",
+        "teacher_decay": "An EMA teacher: after each step it is this much of itself, the rest the student.",
         "chunk_tokens": "Tokens whose logits exist at one time. Memory falls with it; the result stays.",
         "normalize": "Mean over all target tokens of the step, or per response and then over responses.",
         "epochs": "Passes over the N2 questions.",
-        "sync": "When the teacher becomes the student again.",
+        "sync": "When the teacher becomes the student again; `plateau`: when a tuning score is not above"
+        " the last.",
         "sync_every": "Steps between syncs, with `sync: steps`.",
         "rehearsal_weight": "Weight of the revision loss beside the divergence; 0 is the paper's method.",
         "rehearsal_batch_size": "Traces rehearsed in one step.",

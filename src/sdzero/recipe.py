@@ -241,7 +241,13 @@ class SrtSettings(OptimizerSettings):
 class DistillSettings(OptimizerSettings, SamplingSettings):
     """Phase 2: on-policy self-distillation (paper, equation 5). `batch_size` counts questions a step.
 
-    `sync` makes the teacher the student again after each epoch or every `sync_every` steps.
+    `sync` makes the teacher the student again after each epoch, every `sync_every` steps, or with `plateau`
+    when the tuning score has not risen at an evaluation; with `teacher_decay` d the teacher is instead, after
+    every step, d times itself and 1 - d times the student.
+    `divergence_clip` (nats) bounds what a token adds; above it its gradient is scaled down, or stopped.
+    `token_share` keeps that share of a response's tokens, of the highest student entropy. `contrast` takes
+    the other phrase's change from the teacher; `policy_gradient_weight` adds a policy gradient.
+    `question_sampling` draws questions evenly, or more often those that are solved about half of the time.
     `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence; the
     traces are the run's own, or those of another run's file `rehearsal_traces`.
     `teacher` is a model folder to be the Reviser in place of the SRT model.
@@ -251,11 +257,18 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
 
     teacher: str | None = None
     divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
+    divergence_clip: float | None = Field(default=None, gt=0)
+    clip_gradient: Literal["scale", "stop"] = "scale"
+    token_share: float = Field(default=1.0, gt=0, le=1)
+    contrast: float = Field(default=0.0, ge=0)
+    policy_gradient_weight: float = Field(default=0.0, ge=0)
+    question_sampling: Literal["uniform", "solve_rate"] = "uniform"
     chunk_tokens: int = Field(default=1024, ge=1)
     normalize: Literal["tokens", "sequences"] = "tokens"
     epochs: int = Field(default=1, ge=1)
-    sync: Literal["never", "epoch", "steps"] = "never"
+    sync: Literal["never", "epoch", "steps", "plateau"] = "never"
     sync_every: int | None = Field(default=None, ge=1)
+    teacher_decay: float | None = Field(default=None, ge=0, lt=1)
     rehearsal_weight: float = Field(default=0.0, ge=0)
     rehearsal_batch_size: int = Field(default=16, ge=1)
     rehearsal_traces: str | None = None
@@ -276,6 +289,12 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     def _pairs(self) -> Self:
         if (self.sync == "steps") != (self.sync_every is not None):
             raise ValueError("sync_every goes with sync: steps, and only with it")
+        if self.sync == "plateau" and self.evaluate_every is None:
+            raise ValueError("sync: plateau looks at the tuning score: set evaluate_every")
+        if self.sync != "never" and self.teacher_decay is not None:
+            raise ValueError("a teacher with teacher_decay follows the student: set sync: never")
+        if self.clip_gradient != "scale" and self.divergence_clip is None:
+            raise ValueError("clip_gradient goes with divergence_clip, and only with it")
         if self.early_stop_patience is not None and self.evaluate_every is None:
             raise ValueError("early_stop_patience needs evaluate_every")
         return self

@@ -5,138 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from distill_bench import QUESTIONS, Bench, make_recipe, perturbed
 from sdzero import tiny
 from sdzero.errors import UserError
-from sdzero.ledger import Ledger
-from sdzero.method.distill import SelfDistillationConfig, SelfDistillationTrainer
-from sdzero.method.graded import GradedSampler
+from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.micro_batches import deal, make_micro_batch
 from sdzero.method.objectives import phrase_reward
-from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
+from sdzero.method.roles import DistillationPair
 from sdzero.method.teacher import Teacher, fingerprint
-from sdzero.method.training import last_complete_checkpoint, training_arguments
-from sdzero.questions.question import Question
-from sdzero.recipe import ChatSettings, DistillSettings, PhraseSettings, Recipe
-from sdzero.rollout.transformers_engine import TransformersEngine
-from sdzero.run_dir import RunDir
-from sdzero.tiny.arithmetic import post_training_problems
-from sdzero.verify.math import MathVerifier
 from sdzero.verify.verdict import Outcome, Verdict
 from support import in_turn
-
-QUESTIONS = [Question(p.text, p.text, str(p.answer), p.kind) for p in post_training_problems()[:48]]
-
-
-def make_recipe(**distill: Any) -> Recipe:
-    optimizer = {"learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 8}
-    return Recipe.model_validate(
-        {
-            "name": "test",
-            "data": {"n1": 1, "n2": 1, "test": 1},
-            "collect": {"max_new_tokens": 64},
-            "srt": optimizer,
-            "distill": optimizer | {"max_new_tokens": 64, "checkpoint_every": 2} | distill,
-            "rft": optimizer,
-            "evaluate": {"max_new_tokens": 64},
-        }
-    )
-
-
-class Bench:
-    """One trainer in a folder of its own, on the embedded model."""
-
-    def __init__(
-        self,
-        folder: Path,
-        questions: list[Question] = QUESTIONS,
-        teacher: PreTrainedModel | None = None,
-        dtype: torch.dtype = torch.float32,
-        max_steps: int = -1,
-        grade: Any = None,
-        rehearsal: bool = False,
-        tuning_score: Any = None,
-        extra: dict[str, Any] | None = None,
-        **distill: Any,
-    ) -> None:
-        recipe = make_recipe(**distill)
-        settings: DistillSettings = recipe.distill
-        model_folder = tiny.model_folder()
-        self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        self.model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
-        roles = Roles(self.tokenizer, PhraseSettings(), ChatSettings())
-        engine = TransformersEngine(self.model, [roles.end_token_id], self.tokenizer.pad_token_id)
-        verifier = MathVerifier()
-        self.run = RunDir.open(folder, recipe)
-        self.ledger = Ledger(self.run.path("ledger.jsonl"))
-        grade = grade or (lambda items: [verifier.grade(q, text) for q, text in items])
-        self.sampler = GradedSampler(engine, roles, grade, self.run, self.ledger)
-        self.logged: list[dict[str, Any]] = []
-        self.checkpoints = self.run.path("distill/checkpoints")
-        arguments = training_arguments(
-            settings,
-            self.checkpoints,
-            epochs=settings.epochs,
-            checkpoint_every=settings.checkpoint_every,
-            seed=recipe.seed,
-            gradient_checkpointing=False,
-            use_cpu=True,
-        )
-        arguments |= {"max_steps": max_steps} | (extra or {})
-        own = {
-            name: getattr(settings, name)
-            for name in ("divergence", "normalize", "sync", "rehearsal_weight", "max_context", "overlong")
-        }
-        config = SelfDistillationConfig(
-            **arguments,
-            **own,
-            max_new_tokens=settings.max_new_tokens,
-            chunk_tokens=64,
-            sync_every=settings.sync_every or 0,
-            rehearsal_batch_size=settings.rehearsal_batch_size,
-        )
-        self.teacher = (
-            Teacher(teacher, "given") if teacher is not None else Teacher.load(model_folder, dtype, "cpu")
-        )
-        self.trainer = SelfDistillationTrainer(
-            self.model,
-            self.teacher,
-            config,
-            questions,
-            self.sampler,
-            self.tokenizer,
-            rehearsal=make_rehearsal(roles) if rehearsal else (),
-            tuning_score=tuning_score,
-            report=self.logged.append,
-            checkpoint_every=settings.checkpoint_every,
-            early_stop_patience=settings.early_stop_patience,
-        )
-
-    def train(self) -> list[dict[str, Any]]:
-        self.trainer.train(resume_from_checkpoint=last_complete_checkpoint(self.checkpoints))
-        self.run.close()
-        return self.logged
-
-
-def make_rehearsal(roles: Roles) -> list[WeightedSequence]:
-    rows = []
-    for question in QUESTIONS[:10]:
-        prompt = roles.generator_prompt(question)
-        answer = roles._tokenizer.encode(f"\\boxed{{{question.answer}}}", add_special_tokens=False)
-        rows.append(roles.revision_sequence(prompt, answer, 1, [*answer, roles.end_token_id]))
-    return rows
-
-
-def perturbed(model: PreTrainedModel, size: float = 0.3) -> PreTrainedModel:
-    """Another teacher, so that there is something to distil."""
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.mul_(1 + size * noise.to(parameter.dtype))
-    return other
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -222,6 +222,31 @@ def test_autocast_takes_the_products_in_its_dtype_in_both_passes():
         torch.testing.assert_close(cast[name].grad, plain[name].grad, rtol=0.1, atol=0.3)
 
 
+@pytest.mark.parametrize("chunk_tokens", [3, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_weigh_tokens_and_carry_no_gradient(kind, chunk_tokens):
+    inputs = make_inputs()
+    dense_T = dense_divergence(logits(inputs, "student"), logits(inputs, "teacher"), kind)
+    # Depends on both, leaves tokens out, and is a function that has a derivative of its own.
+    factors_T = torch.where(dense_T > dense_T.median(), 0.0, 1 / (1 + dense_T)).detach()
+    expected = (dense_T * inputs["weights_T"] * factors_T).sum()
+    wanted = torch.autograd.grad(expected, [inputs[name] for name in STUDENT])
+    seen = {}
+
+    def factors_of(divergence_T, entropy_T):
+        seen.update(divergence=divergence_T.clone(), entropy=entropy_T.clone())
+        return torch.where(divergence_T > divergence_T.median(), 0.0, 1 / (1 + divergence_T))
+
+    result = divergence_from_hidden(**inputs, kind=kind, chunk_tokens=chunk_tokens, factors_of=factors_of)
+    torch.testing.assert_close(seen["divergence"], dense_T)
+    torch.testing.assert_close(seen["entropy"], result.student_entropy_T)
+    torch.testing.assert_close(result.total, expected)
+    torch.testing.assert_close(result.per_token_T, dense_T.detach())  # what is logged has no factor
+    found = torch.autograd.grad(result.total, [inputs[name] for name in STUDENT])
+    for own, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own, other)
+
+
 def test_far_apart_distributions_stay_finite():
     hidden_TD = torch.ones(2, 1, requires_grad=True)
     head_VD = torch.tensor([[200.0], [-200.0], [0.0]])

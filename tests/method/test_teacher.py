@@ -87,3 +87,45 @@ def test_another_teacher_is_refused_on_resume(folder: Path, tmp_path: Path) -> N
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a model folder"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_a_teacher_that_follows_is_the_mean_by_hand(folder: Path, decay: float) -> None:
+    teacher, student = load(folder), make_model(seed=1)
+    before = {name: p.clone() for name, p in teacher.model.named_parameters()}
+    for _ in range(2):
+        teacher.follow(student, decay)
+    for name, parameter in student.named_parameters():
+        once = decay * before[name] + (1 - decay) * parameter
+        twice = decay * once + (1 - decay) * parameter
+        torch.testing.assert_close(dict(teacher.model.named_parameters())[name], twice)
+    assert (teacher.steps_followed, teacher.sync_count) == (2, 0)
+    assert teacher.fingerprint == fingerprint(teacher.model)
+
+
+def test_small_steps_are_not_lost_in_bfloat16(folder: Path) -> None:
+    teacher = Teacher.load(folder, torch.bfloat16, "cpu")
+    student = make_model().to(torch.bfloat16)
+    with torch.no_grad():
+        student.model.norm.weight.fill_(1.5)  # from 1: a step of 0.001 * 0.5 is below bfloat16's 2 ** -7
+    for _ in range(100):
+        teacher.follow(student, 0.999)
+    expected = 1.5 - 0.5 * 0.999**100
+    assert teacher.model.model.norm.weight[0].item() == pytest.approx(expected, abs=2**-7)
+    assert teacher.model.model.norm.weight[0].item() > 1.03
+    assert teacher.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_teacher_that_followed_is_restored_with_its_mean(
+    folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    teacher, student = Teacher.load(folder, dtype, "cpu"), make_model(seed=1).to(dtype)
+    teacher.follow(student, 0.9)
+    teacher.save(tmp_path)
+    again = Teacher.load(folder, dtype, "cpu")
+    again.restore(tmp_path)
+    assert (again.fingerprint, again.steps_followed) == (teacher.fingerprint, 1)
+    for one in (teacher, again):
+        one.follow(student, 0.9)
+    assert again.fingerprint == teacher.fingerprint

@@ -35,11 +35,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sdzero.errors import UserError
 from sdzero.method.alarms import alarms_for
 from sdzero.method.distill_config import SelfDistillationConfig
-from sdzero.method.divergence import DivergenceKind
 from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.method.hidden import check_output_head
 from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_micro_batch
-from sdzero.method.objectives import Objective, ReviserDivergence
+from sdzero.method.objectives import Objective, reviser_divergence
+from sdzero.method.question_sampling import SolveRates
 from sdzero.method.roles import WeightedSequence
 from sdzero.method.srt import weighted_loss_sum
 from sdzero.method.step_tally import begin_tally, tally_metrics
@@ -58,7 +58,7 @@ from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 
 COUNTED = "counted.json"
-"""In a checkpoint: how many rollouts were left out so far, and why."""
+"""In a checkpoint: how many rollouts were left out so far, and why; and what is known of solve rates."""
 
 
 def rollout_file(stage: str, step: int) -> str:
@@ -118,8 +118,7 @@ class SelfDistillationTrainer(Trainer):
         if args.sync == "steps" and args.sync_every < 1:
             raise UserError("sync=steps needs sync_every", "distill.sync_every", "set it to 1 or more")
         if objective is None:
-            kind: DivergenceKind = args.divergence  # type: ignore[assignment]
-            objective = ReviserDivergence(kind, args.chunk_tokens, args.phrase_for_reward)
+            objective = reviser_divergence(args)
         if objective.needs_teacher != (teacher is not None):
             raise ValueError(f"{type(objective).__name__} with teacher {teacher}: the two do not fit")
         if teacher is not None:
@@ -137,6 +136,8 @@ class SelfDistillationTrainer(Trainer):
         self.objective: Objective = objective
         self.teacher = teacher
         self.questions = list(questions)
+        self.solve_rates = SolveRates(self.questions) if args.question_sampling == "solve_rate" else None
+        self._last_score: float | None = None
         self.sampler = sampler
         self.rehearsal = list(rehearsal)
         self.tuning_score = tuning_score
@@ -186,10 +187,15 @@ class SelfDistillationTrainer(Trainer):
         """Sample and grade the whole global batch, then cut it into micro-batches by length."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         questions = [self.questions[i] for batch in batches for i in batch["index"].tolist()]
+        if self.solve_rates is not None:  # the epoch says how many, the rates which
+            questions = self.solve_rates.choose(len(questions), self.args.seed, self.state.global_step)
         started = time.monotonic()
         graded = self._rollout(questions)
         rollout_seconds = time.monotonic() - started
+        if self.solve_rates is not None:
+            self.solve_rates.note(graded)
         contexts = self._contexts(graded)
+        mean_reward = sum(reward for _, reward in contexts) / max(len(contexts), 1)
         contexts.sort(key=lambda item: item[0].context_tokens)
         rehearsal = self._rehearsal_of_step()
         hands = zip(deal(contexts, len(batches)), deal(rehearsal, len(batches)), strict=True)
@@ -197,6 +203,7 @@ class SelfDistillationTrainer(Trainer):
         rehearsal_total = sum(sum(s.weights) for s in rehearsal)
         for batch in micro:
             batch["rehearsal_total"] = rehearsal_total
+            batch["mean_reward"] = mean_reward
         target_tokens = sum(len(context.targets) for context, _ in contexts)
         self._step = begin_tally(graded, contexts, rehearsal, rollout_seconds, self.objective.measure)
         items = target_tokens if self.args.normalize == "tokens" else len(contexts)
@@ -299,6 +306,10 @@ class SelfDistillationTrainer(Trainer):
             **self.counted,
         }
 
+    def _student(self) -> PreTrainedModel:
+        student: PreTrainedModel = self.accelerator.unwrap_model(self.model)
+        return student
+
     def _steps_per_epoch(self) -> int:
         per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return math.ceil(len(self.questions) / per_step)
@@ -307,7 +318,7 @@ class SelfDistillationTrainer(Trainer):
         return step >= self.state.max_steps or self._is_spent(step)
 
     def _is_sync_step(self, step: int) -> bool:
-        if self.args.sync == "never" or self._is_last(step):
+        if self.args.sync in ("never", "plateau") or self._is_last(step):
             return False
         every = self._steps_per_epoch() if self.args.sync == "epoch" else self.args.sync_every
         return step % every == 0
@@ -316,8 +327,10 @@ class SelfDistillationTrainer(Trainer):
         """After the optimizer's step, before anything is saved: count, tell the engine, sync."""
         if self._step:
             self.sampler.note_weights_changed()
-            if self.teacher is not None and self._is_sync_step(self.state.global_step):
-                self.teacher.sync(self.accelerator.unwrap_model(self.model))
+            if self.teacher is not None and self.args.teacher_decay is not None:
+                self.teacher.follow(self._student(), self.args.teacher_decay)
+            elif self.teacher is not None and self._is_sync_step(self.state.global_step):
+                self.teacher.sync(self._student())
             self._finished_metrics = self.finish_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
@@ -332,10 +345,19 @@ class SelfDistillationTrainer(Trainer):
         if self.tuning_score is None:
             raise ValueError("no tuning questions were given")
         scores = self.tuning_score(self.state.global_step)
+        if self.args.sync == "plateau":
+            self._sync_on_plateau(scores["avg"])
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _sync_on_plateau(self, score: float) -> None:
+        """Sync if the score has not risen since the last evaluation."""
+        before, self._last_score = self._last_score, score
+        is_last = self._is_last(self.state.global_step)
+        if self.teacher is not None and before is not None and score <= before and not is_last:
+            self.teacher.sync(self._student())
 
     # ---- saving and resuming ----
 
@@ -344,7 +366,10 @@ class SelfDistillationTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.teacher is not None:
             self.teacher.save(folder)
-        (folder / COUNTED).write_text(json.dumps(self.counted))
+        kept: dict[str, Any] = {**self.counted, "last_score": self._last_score}
+        if self.solve_rates is not None:
+            kept["solve_rates"] = self.solve_rates.to_json()
+        (folder / COUNTED).write_text(json.dumps(kept))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint` is the folder of a complete checkpoint of this trainer."""
@@ -354,7 +379,11 @@ class SelfDistillationTrainer(Trainer):
                 raise UserError("the checkpoint was not finished", str(folder), "resume from an earlier one")
             if self.teacher is not None:
                 self.teacher.restore(folder)
-            self.counted = json.loads((folder / COUNTED).read_text())
+            kept = json.loads((folder / COUNTED).read_text())
+            self._last_score = kept.pop("last_score")
+            if self.solve_rates is not None:
+                self.solve_rates.restore(kept.pop("solve_rates"))
+            self.counted = kept
             self.sampler.note_weights_changed(int(folder.name.rpartition("-")[2]))
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             # Training had ended here, and was killed before its model was kept.

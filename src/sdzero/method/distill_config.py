@@ -14,6 +14,13 @@ SAME_NAME = (
     "top_p",
     "max_new_tokens",
     "divergence",
+    "divergence_clip",
+    "clip_gradient",
+    "token_share",
+    "contrast",
+    "policy_gradient_weight",
+    "question_sampling",
+    "teacher_decay",
     "chunk_tokens",
     "normalize",
     "sync",
@@ -38,9 +45,16 @@ class SelfDistillationConfig(TrainingArguments):
     top_p: float = field(default=1.0, metadata={"help": "nucleus of the rollouts"})
     max_new_tokens: int = field(default=256, metadata={"help": "longest response"})
     divergence: str = field(default="reverse", metadata={"help": "reverse, forward, mixed or jsd"})
+    divergence_clip: float | None = field(default=None, metadata={"help": "most nats a token adds"})
+    clip_gradient: str = field(default="scale", metadata={"help": "scale or stop, above the clip"})
+    token_share: float = field(default=1.0, metadata={"help": "share of tokens kept, by entropy"})
+    contrast: float = field(default=0.0, metadata={"help": "weight of the other phrase's change"})
+    policy_gradient_weight: float = field(default=0.0, metadata={"help": "weight of the policy gradient"})
+    question_sampling: str = field(default="uniform", metadata={"help": "uniform or solve_rate"})
+    teacher_decay: float | None = field(default=None, metadata={"help": "EMA teacher: its decay a step"})
     chunk_tokens: int = field(default=1024, metadata={"help": "tokens whose logits exist at one time"})
     normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
-    sync: str = field(default="never", metadata={"help": "never, epoch or steps"})
+    sync: str = field(default="never", metadata={"help": "never, epoch, steps or plateau"})
     sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})
     rehearsal_weight: float = field(default=0.0, metadata={"help": "weight of the revision loss"})
     rehearsal_batch_size: int = field(default=16, metadata={"help": "traces rehearsed a step"})

@@ -19,9 +19,13 @@ m = log M, for one token:
 `reverse` is the paper's; `mixed` is its authors' code's; `jsd` is the generalized Jensen-Shannon
 divergence with beta 0.5 (GKD, arXiv 2306.13649). Gradient reaches the student's hidden states, head
 and bias; none reaches the teacher.
+
+A token may have a factor that depends on its own divergence and entropy (a clip, a choice of tokens): it is
+made between the two passes, and tokens whose weight is 0 have no part in the second.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +37,8 @@ from torch.nn import functional
 from sdzero.method.roles import AlignmentError
 
 DivergenceKind = Literal["reverse", "forward", "mixed", "jsd"]
+FactorsOf = Callable[[Tensor, Tensor], Tensor | None]
+"""From each token's divergence and student entropy, [T] both, its factor [T]; None means ones."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ def divergence_from_hidden(
     weights_T: Tensor | None = None,
     student_bias_V: Tensor | None = None,
     teacher_bias_V: Tensor | None = None,
+    factors_of: FactorsOf | None = None,
 ) -> Divergence:
     """Sum over tokens of the divergence between two heads' distributions.
 
     Row t of both hidden states belongs to the same target token; the widths D may differ between
-    student and teacher, the vocabulary may not. `weights_T` defaults to ones. Logits are computed in
+    student and teacher, the vocabulary may not. `weights_T` defaults to ones, and is multiplied with what
+    `factors_of` gives. Logits are computed in
     the inputs' dtype (under autocast, in autocast's) and raised to float32 within the chunk; float64
     stays. At most `chunk_tokens` rows of logits per model are alive at a time.
 
@@ -95,6 +103,7 @@ def divergence_from_hidden(
         weights_T.detach(),
         kind,
         chunk_tokens,
+        factors_of,
     )
     return Divergence(total, per_token_T, entropy_T)
 
@@ -114,9 +123,19 @@ class _ChunkedDivergence(torch.autograd.Function):
         weights_T: Tensor,
         kind: DivergenceKind,
         chunk_tokens: int,
+        factors_of: FactorsOf | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         student = _Head(student_hidden_TD, student_head_VD, student_bias_V)
         teacher = _Head(teacher_hidden_TD, teacher_head_VD, teacher_bias_V)
+        ctx.kind, ctx.chunk_tokens = kind, chunk_tokens
+        ctx.product_dtypes = student.product_dtype, teacher.product_dtype
+        per_token_T = student_hidden_TD.new_zeros(len(student_hidden_TD), dtype=student.dtype)
+        entropy_T = torch.zeros_like(per_token_T)
+        for rows in _chunks(len(student_hidden_TD), chunk_tokens):
+            per_token_T[rows], entropy_T[rows] = _chunk_values(student, teacher, rows, kind)
+        factors_T = None if factors_of is None else factors_of(per_token_T, entropy_T)
+        if factors_T is not None:
+            weights_T = weights_T * factors_T
         ctx.save_for_backward(
             student_hidden_TD,
             student_head_VD,
@@ -126,12 +145,6 @@ class _ChunkedDivergence(torch.autograd.Function):
             teacher_bias_V,
             weights_T,
         )
-        ctx.kind, ctx.chunk_tokens = kind, chunk_tokens
-        ctx.product_dtypes = student.product_dtype, teacher.product_dtype
-        per_token_T = student_hidden_TD.new_zeros(len(student_hidden_TD), dtype=student.dtype)
-        entropy_T = torch.zeros_like(per_token_T)
-        for rows in _chunks(len(student_hidden_TD), chunk_tokens):
-            per_token_T[rows], entropy_T[rows] = _chunk_values(student, teacher, rows, kind)
         ctx.mark_non_differentiable(per_token_T, entropy_T)
         return (per_token_T * weights_T).sum(), per_token_T, entropy_T
 
@@ -149,7 +162,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         head_gradient_VD = torch.zeros_like(head_VD, dtype=student.dtype) if wants_head else None
         bias_gradient_V = torch.zeros_like(bias_V, dtype=student.dtype) if wants_bias else None
         scale_T = total_gradient * weights_T
-        for rows in _chunks(len(hidden_TD), ctx.chunk_tokens):
+        for rows in _weighted_chunks(weights_T, ctx.chunk_tokens):
             gradient_CV = _chunk_gradients(student, teacher, rows, ctx.kind).mul_(scale_T[rows, None])
             if bias_gradient_V is not None:
                 bias_gradient_V += gradient_CV.sum(0)
@@ -163,7 +176,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             hidden_gradient_TD,
             None if head_gradient_VD is None else head_gradient_VD.to(head_VD.dtype),
             None if bias_gradient_V is None else bias_gradient_V.to(bias_V.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )
 
 
@@ -187,7 +200,7 @@ class _Head:
         self.head_VD = head_VD.to(product_dtype)
         self.bias_V = None if bias_V is None else bias_V.to(product_dtype)
 
-    def log_probabilities(self, rows: slice) -> Tensor:
+    def log_probabilities(self, rows: slice | Tensor) -> Tensor:
         """[C, V] log-probabilities of one chunk, in float32 or float64."""
         logits_CV = functional.linear(self.hidden_TD[rows], self.head_VD, self.bias_V).to(self.dtype)
         return logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
@@ -195,6 +208,13 @@ class _Head:
 
 def _chunks(tokens: int, chunk_tokens: int) -> list[slice]:
     return [slice(start, start + chunk_tokens) for start in range(0, tokens, chunk_tokens)]
+
+
+def _weighted_chunks(weights_T: Tensor, chunk_tokens: int) -> list[slice] | list[Tensor]:
+    """Chunks of the tokens that have a weight."""
+    if bool((weights_T != 0).all()):
+        return _chunks(len(weights_T), chunk_tokens)
+    return list(torch.split(weights_T.nonzero()[:, 0], chunk_tokens))
 
 
 def _chunk_values(student: _Head, teacher: _Head, rows: slice, kind: DivergenceKind) -> tuple[Tensor, Tensor]:
@@ -215,7 +235,7 @@ def _values(s_CV: Tensor, t_CV: Tensor, kind: DivergenceKind) -> Tensor:
     return 0.5 * (_kl(s_CV, t_CV) + _kl(t_CV, s_CV))
 
 
-def _chunk_gradients(student: _Head, teacher: _Head, rows: slice, kind: DivergenceKind) -> Tensor:
+def _chunk_gradients(student: _Head, teacher: _Head, rows: slice | Tensor, kind: DivergenceKind) -> Tensor:
     """The derivative of each row's divergence with respect to the student's logits."""
     s_CV, t_CV = student.log_probabilities(rows), teacher.log_probabilities(rows)
     p_CV = s_CV.exp()

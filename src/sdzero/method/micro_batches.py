@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from sdzero.method.roles import DistillationPair, StudentTargets, WeightedSequence
+from sdzero.method.roles import ContrastivePair, DistillationPair, StudentTargets, WeightedSequence
 
 Row = TypeVar("Row")
 
@@ -67,6 +67,13 @@ def make_micro_batch(
         batch["teacher_ids"] = teacher_ids_BT
         batch["teacher_positions"] = flat_positions(
             [pair.teacher_logit_positions for pair in pairs], teacher_ids_BT.shape[1]
+        )
+    contrastive = [pair for pair in pairs if isinstance(pair, ContrastivePair)]
+    if contrastive:
+        other_ids_BT = pad_right([pair.other_ids for pair in contrastive], pad)
+        batch["other_ids"] = other_ids_BT
+        batch["other_positions"] = flat_positions(
+            [pair.other_logit_positions for pair in contrastive], other_ids_BT.shape[1]
         )
     if rehearsal:
         batch["rehearsal_ids"] = pad_right([s.token_ids for s in rehearsal], pad)

@@ -6,9 +6,12 @@ tokens of y. What differs is what the tokens are compared with:
     ReviserDivergence     KL to the Reviser, which reads x, y and P_r (SD-Zero's phase 2, equation 5)
     ReferenceDivergence   KL to a teacher that reads x with its reference (SDFT, arXiv 2601.19897)
     ConstantAdvantage     -A log pi(y_t), A < 0 on wrong responses and 0 on right ones; no teacher
+
+To SD-Zero's two things may be added: the contrast of both control phrases, in the teacher, and a term of
+policy gradient, beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
 from sdzero.method.graded import Graded
 from sdzero.method.hidden import hidden_states, output_head
@@ -23,6 +27,7 @@ from sdzero.method.micro_batches import Context
 from sdzero.method.roles import Roles
 from sdzero.method.srt import LOGITS_AT_A_TIME
 from sdzero.method.teacher import Teacher
+from sdzero.method.token_factors import ClipGradient, TokenFactors
 from sdzero.questions.question import Question
 
 
@@ -85,6 +90,7 @@ class TeacherDivergence:
 
     kind: DivergenceKind
     chunk_tokens: int
+    factors: TokenFactors = field(default_factory=TokenFactors, kw_only=True)
 
     measure = "divergence"
     needs_teacher = True
@@ -98,13 +104,28 @@ class TeacherDivergence:
     ) -> TokenLosses:
         """Gradient reaches the student's distributions only."""
         assert teacher is not None, "the trainer checks that there is one"
+        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        return self.divergence(student, student_hidden_TD, teacher, inputs, weights_T)
+
+    def teacher_hidden(self, teacher: Teacher, inputs: dict[str, Any]) -> Tensor:
+        """[T, D]: what the teacher's head is to read."""
+        return hidden_states(teacher.model, inputs["teacher_ids"], inputs["teacher_positions"])
+
+    def divergence(
+        self,
+        student: PreTrainedModel,
+        student_hidden_TD: Tensor,
+        teacher: Teacher,
+        inputs: dict[str, Any],
+        weights_T: Tensor | None,
+    ) -> TokenLosses:
+        """The divergence, from the student's hidden states."""
         with torch.no_grad():
-            teacher_hidden_TD = hidden_states(
-                teacher.model, inputs["teacher_ids"], inputs["teacher_positions"]
-            )
+            teacher_hidden_TD = self.teacher_hidden(teacher, inputs)
         student_head, teacher_head = output_head(student), output_head(teacher.model)
+        lengths = inputs["lengths_B"].tolist()
         result = divergence_from_hidden(
-            hidden_states(student, inputs["input_ids"], inputs["student_positions"]),
+            student_hidden_TD,
             teacher_hidden_TD,
             student_head.weight,
             teacher_head.weight,
@@ -113,22 +134,82 @@ class TeacherDivergence:
             weights_T=weights_T,
             student_bias_V=student_head.bias,
             teacher_bias_V=teacher_head.bias,
+            factors_of=lambda divergence_T, entropy_T: self.factors(divergence_T, entropy_T, lengths),
         )
         return TokenLosses(result.total, result.per_token_T, result.student_entropy_T)
 
 
 @dataclass(frozen=True)
 class ReviserDivergence(TeacherDivergence):
-    """SD-Zero: the teacher is the Reviser. `phrase_for_reward` is for ablations (see `phrase_reward`)."""
+    """SD-Zero: the teacher is the Reviser. `phrase_for_reward` is for ablations (see `phrase_reward`).
+
+    `contrast` c > 0 takes from the teacher's log-probabilities c times what the other phrase would have
+    changed (after RLCSD, arXiv 2606.11709); up to a constant
+    log q = log pi_T(P_r) - c (log pi_T(P_other) - log pi_T(no phrase)).
+    What both phrases change alike, such as style, falls out at c = 1.
+
+    `policy_gradient_weight` w > 0 adds -w (r - b) log pi(y_t) for each token, b the mean reward of the step
+    (a hybrid, as in arXiv 2604.03128 and 2606.04036); the step is on-policy, so there is no ratio to clip.
+    """
 
     phrase_for_reward: str = "true"
+    contrast: float = 0.0
+    policy_gradient_weight: float = 0.0
 
     seeded_as = "distill"
 
     def context(self, roles: Roles, one: Graded) -> Context:
-        """The teacher reads x + y + P_r + y."""
+        """The teacher reads x + y + P_r + y; for a contrast also x + y + P_other + y, and x + y."""
         shown = phrase_reward(one.reward, self.phrase_for_reward)
-        return roles.distillation_pair(one.prompt_ids, one.token_ids, shown)
+        make = roles.contrastive_pair if self.contrast else roles.distillation_pair
+        return make(one.prompt_ids, one.token_ids, shown)
+
+    def teacher_hidden(self, teacher: Teacher, inputs: dict[str, Any]) -> Tensor:
+        """The head is linear, so a sum of log-probabilities is one of hidden states; their weights sum to 1,
+        so a bias stays as it is."""
+        hidden_TD = super().teacher_hidden(teacher, inputs)
+        if not self.contrast:
+            return hidden_TD
+        other_TD = hidden_states(teacher.model, inputs["other_ids"], inputs["other_positions"])
+        plain_TD = hidden_states(teacher.model, inputs["input_ids"], inputs["student_positions"])
+        return hidden_TD - self.contrast * (other_TD - plain_TD)
+
+    def token_losses(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        inputs: dict[str, Any],
+        weights_T: Tensor | None,
+    ) -> TokenLosses:
+        """The divergence, and the policy gradient where it has a weight."""
+        assert teacher is not None, "the trainer checks that there is one"
+        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        losses = self.divergence(student, student_hidden_TD, teacher, inputs, weights_T)
+        if not self.policy_gradient_weight:
+            return losses
+        log_probability_T, _ = target_log_probabilities(
+            student_hidden_TD, output_head(student), inputs["targets_T"].to(student_hidden_TD.device)
+        )
+        advantage_B = inputs["rewards_B"].to(log_probability_T) - inputs["mean_reward"]
+        advantage_T = torch.repeat_interleave(advantage_B, inputs["lengths_B"].to(advantage_B.device))
+        if weights_T is not None:
+            advantage_T = advantage_T * weights_T
+        term = -self.policy_gradient_weight * (advantage_T * log_probability_T).sum()
+        return TokenLosses(losses.total + term, losses.measure_T, losses.entropy_T)
+
+
+def reviser_divergence(args: SelfDistillationConfig) -> ReviserDivergence:
+    """SD-Zero's objective as the trainer's arguments have it."""
+    kind: DivergenceKind = args.divergence  # type: ignore[assignment]
+    gradient: ClipGradient = args.clip_gradient  # type: ignore[assignment]
+    return ReviserDivergence(
+        kind,
+        args.chunk_tokens,
+        args.phrase_for_reward,
+        args.contrast,
+        args.policy_gradient_weight,
+        factors=TokenFactors(args.divergence_clip, gradient, args.token_share),
+    )
 
 
 def reference_of(question: Question, reference: Literal["solution", "answer"]) -> str:

@@ -96,6 +96,26 @@ class DistillationPair:
 
 
 @dataclass(frozen=True)
+class ContrastivePair(DistillationPair):
+    """A pair, and y in the teacher's context with the other control phrase.
+
+    The teacher also reads the student's context, without any phrase.
+    """
+
+    other_ids: tuple[int, ...]
+    other_logit_positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side("other phrase's", self.other_ids, self.other_logit_positions, self.targets)
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the longest of the sequences has."""
+        return max(len(self.teacher_ids), len(self.other_ids))
+
+
+@dataclass(frozen=True)
 class StudentTargets:
     """The student's context of y where no teacher is asked; asserts the same as `DistillationPair`."""
 
@@ -257,6 +277,22 @@ class Roles:
     ) -> DistillationPair:
         """Student: x + y. Teacher: x + y (no end token) + P_r + y. Targets: y, end token included."""
         return _pair(prompt_ids, self.reviser_prompt(prompt_ids, response_ids, reward), response_ids)
+
+    def contrastive_pair(
+        self, prompt_ids: Sequence[int], response_ids: Sequence[int], reward: int
+    ) -> ContrastivePair:
+        """As `distillation_pair`, and the teacher's context with the phrase of the other reward."""
+        pair = self.distillation_pair(prompt_ids, response_ids, reward)
+        other = self.distillation_pair(prompt_ids, response_ids, 1 - reward)
+        return ContrastivePair(
+            student_ids=pair.student_ids,
+            teacher_ids=pair.teacher_ids,
+            targets=pair.targets,
+            student_logit_positions=pair.student_logit_positions,
+            teacher_logit_positions=pair.teacher_logit_positions,
+            other_ids=other.teacher_ids,
+            other_logit_positions=other.teacher_logit_positions,
+        )
 
     def reference_pair(
         self, prompt_ids: Sequence[int], reference_prompt_ids: Sequence[int], response_ids: Sequence[int]

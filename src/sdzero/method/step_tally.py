@@ -6,7 +6,7 @@ from typing import Any
 
 from sdzero.method.graded import Graded
 from sdzero.method.micro_batches import Context
-from sdzero.method.roles import DistillationPair, WeightedSequence
+from sdzero.method.roles import ContrastivePair, DistillationPair, WeightedSequence
 
 
 def begin_tally(
@@ -24,7 +24,7 @@ def begin_tally(
         "truncated": sum(one.truncated for one in graded),
         "target_tokens": sum(len(c.targets) for c, _ in contexts)
         + sum(weight > 0 for s in rehearsal for weight in s.weights),
-        "teacher_tokens": sum(len(c.teacher_ids) for c, _ in contexts if isinstance(c, DistillationPair)),
+        "teacher_tokens": sum(teacher_tokens(context) for context, _ in contexts),
         "rollout_seconds": rollout_seconds,
         "started": time.monotonic(),
         f"sum_{measure}_r0": 0.0,
@@ -33,6 +33,13 @@ def begin_tally(
         "tokens_r1": 0,
         "sum_entropy": 0.0,
     }
+
+
+def teacher_tokens(context: Context) -> int:
+    """How many tokens the teacher reads of a context."""
+    if isinstance(context, ContrastivePair):
+        return len(context.teacher_ids) + len(context.other_ids) + len(context.student_ids)
+    return len(context.teacher_ids) if isinstance(context, DistillationPair) else 0
 
 
 def tally_metrics(tally: dict[str, Any], measure: str) -> dict[str, Any]:

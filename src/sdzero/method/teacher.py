@@ -36,9 +36,19 @@ class Teacher:
         self.model = model
         self.source = source
         self.sync_count = 0
+        self.steps_followed = 0
+        """How often it has moved towards the student (`follow`)."""
+        self._means: dict[str, torch.Tensor] = {}
+        self._fingerprint: str | None = None
         model.train(False)
         model.requires_grad_(False)
-        self.fingerprint = fingerprint(model)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights as they are now."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
 
     @classmethod
     def load(
@@ -62,20 +72,49 @@ class Teacher:
         self.model.load_state_dict(student.state_dict())
         self.model.requires_grad_(False)
         self.sync_count += 1
-        self.fingerprint = fingerprint(self.model)
+        self._means, self._fingerprint = {}, None
+
+    def follow(self, student: PreTrainedModel, decay: float) -> None:
+        """Teacher := decay * teacher + (1 - decay) * student, parameter by parameter.
+
+        The mean is kept in float32 where the model's own type is shorter: a small step would be lost in it.
+        """
+        own, student_state = dict(self.model.named_parameters()), dict(student.named_parameters())
+        if set(own) != set(student_state):
+            raise ValueError("student and teacher have different parameters")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                mean = self._means.get(name)
+                if mean is None:
+                    exact = torch.promote_types(parameter.dtype, torch.float32)
+                    mean = parameter if exact == parameter.dtype else parameter.to(exact)
+                    self._means[name] = mean
+                mean.lerp_(student_state[name].to(mean), 1.0 - decay)
+                if mean is not parameter:
+                    parameter.copy_(mean)
+        self.steps_followed += 1
+        self._fingerprint = None
 
     def save(self, folder: Path) -> None:
         """Save what is needed to resume: always the state, and the weights once they were synced."""
-        state = {"source": self.source, "sync_count": self.sync_count, "fingerprint": self.fingerprint}
-        if self.sync_count:
-            weights = {name: p.detach().contiguous() for name, p in self.model.named_parameters()}
+        state = {
+            "source": self.source,
+            "sync_count": self.sync_count,
+            "steps_followed": self.steps_followed,
+            "fingerprint": self.fingerprint,
+        }
+        if self.sync_count or self.steps_followed:
+            weights = {
+                name: self._means.get(name, p).detach().contiguous()
+                for name, p in self.model.named_parameters()
+            }
             save_file(weights, folder / TEACHER_WEIGHTS)
         (folder / TEACHER_STATE).write_text(json.dumps(state, indent=2))
 
     def restore(self, folder: Path) -> None:
         """Take up a saved state. Raises UserError if the weights are not those that were saved."""
         state = json.loads((folder / TEACHER_STATE).read_text())
-        if state["sync_count"]:
+        if state["sync_count"] or state["steps_followed"]:
             weights = load_file(folder / TEACHER_WEIGHTS)
             own = dict(self.model.named_parameters())
             if set(own) != set(weights):
@@ -83,8 +122,10 @@ class Teacher:
             with torch.no_grad():
                 for name, parameter in own.items():
                     parameter.copy_(weights[name])
-        self.sync_count = int(state["sync_count"])
-        self.fingerprint = fingerprint(self.model)
+                    if weights[name].dtype != parameter.dtype:
+                        self._means[name] = weights[name].to(parameter.device)
+        self.sync_count, self.steps_followed = int(state["sync_count"]), int(state["steps_followed"])
+        self._fingerprint = None
         if self.fingerprint != state["fingerprint"]:
             raise UserError(
                 f"the teacher's weights ({self.fingerprint}) are not those the run was saved with"
