@@ -1,6 +1,7 @@
 """Run a study over seeds beside a comparison's runs, and write `study-NAME.json`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,14 @@ from sdzero.recipe_io import recipe_sha256
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir, package_versions
 from sdzero.studies.looking import LOOKING_STUDIES
+from sdzero.studies.options import OPTION_STUDIES
 from sdzero.studies.phases import PHASE_STUDIES
+from sdzero.studies.recommended import RECOMMENDED_STUDIES
 from sdzero.studies.study import Chosen, Study
 
 SCHEMA = 1
-STUDIES: dict[str, Study] = {study.name: study for study in (*PHASE_STUDIES, *LOOKING_STUDIES)}
+ALL = (*PHASE_STUDIES, *LOOKING_STUDIES, *OPTION_STUDIES, *RECOMMENDED_STUDIES)
+STUDIES: dict[str, Study] = {study.name: study for study in ALL}
 
 
 def study_named(name: str) -> Study:
@@ -60,8 +64,11 @@ def run_study(
             "srt.checkpoint",
             "leave it out",
         )
-    numbers = list(range(recipe.seed, recipe.seed + seeds))
+    first = recipe.seed + study.first_seed
+    numbers = list(range(first, first + seeds))
     chosen = chosen_of(recipe, folder)
+    if study.prepare is not None:
+        chosen = replace(chosen, prepared=study.prepare(recipe, folder, report, progress))
     found = []
     for seed in numbers:
         report(f"{study.name}, seed {seed}")
@@ -76,7 +83,8 @@ def run_seed(stages: Stages, study: Study, chosen: Chosen) -> dict[str, Any]:
     """One seed's scores and costs by row, and what else the study measures."""
     study.check(stages)
     stages.phase_1()
-    stages.distill(settings=chosen.distill)
+    if study.trains_distill:
+        stages.distill(settings=chosen.distill)
     rows = study.rows(stages, chosen)
     scored = {}
     for name, row in rows.items():

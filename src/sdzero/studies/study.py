@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
-from sdzero.recipe import DistillSettings, OptimizerSettings
+from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe
+from sdzero.run_context import Report
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,8 @@ class Chosen:
     distill: DistillSettings
     baselines: Mapping[str, OptimizerSettings]
     """Of the baselines that have a section in the recipe."""
+    prepared: Any = None
+    """What the study's `prepare` has given."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,12 @@ class Study:
     measure: Callable[[Stages], dict[str, float | None]] | None = None
     measured: Mapping[str, str] = field(default_factory=dict)
     """Labels of what `measure` gives."""
+    prepare: Callable[[Recipe, Path, Report, Progress], Any] | None = None
+    """Called once, with the study's folder, before the seeds."""
+    first_seed: int = 0
+    """Added to the recipe's seed: a study may use seeds that nothing was chosen with."""
+    trains_distill: bool = True
+    """Whether phase 2 is trained as the recipe has it, before anything else."""
 
 
 def own_rows(stages: Stages, *names: str) -> dict[str, Row]:
