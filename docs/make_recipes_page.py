@@ -73,6 +73,10 @@ SECTIONS = {
     " same run.",
     "compare": "The learning-rate search of `sdzero compare`.",
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
+    "suite": "How benchmarks are scored (`sdzero evaluate RECIPE --suite NAME`). See"
+    " [benchmarks.md](benchmarks.md).",
+    "suite.sandbox": "For benchmarks of programs, where the recipe's verifier is not `code`. The keys are those"
+    " of `verifier.sandbox`.",
 }
 
 OPTIMIZER = {
@@ -294,7 +298,17 @@ MEANINGS: dict[str, dict[str, str]] = {
         "on": "The set that is scored. Make choices on `tuning`; read `test` once.",
         "k": "Responses per question.",
     },
+    "suite": SAMPLING
+    | {
+        "data": "A folder with a local copy of each benchmark; `null`: the hub. `--suite-data` overrides it.",
+        "k": "Responses per question.",
+        "math_instruction": "Text after every mathematical question, in place of `chat.answer_instruction`.",
+        "code_instruction": "The same for questions that ask for a program.",
+        "max_tests": "Most tests of a program that are kept, evenly spaced; `null`: all, as it should be.",
+        "code_timeout_seconds": "Wall-clock limit of all tests of a response, without the verifier `code`.",
+    },
 }
+MEANINGS["suite.sandbox"] = MEANINGS["verifier.sandbox"]
 
 
 def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, FieldInfo]]]:

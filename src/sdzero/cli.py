@@ -228,9 +228,18 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Score on benchmarks in place of the test questions: paper8, math6, code2, or one."
+        ),
+    ] = None,
+    suite_data: Annotated[
+        Path | None, typer.Option(help="A folder with local copies of the benchmarks; default: the hub.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Score the run's models, or one model folder, on the test questions.
+    """Score the run's models, or one model folder, on the test questions or on a suite of benchmarks.
 
     Example: sdzero evaluate recipes/demo.yaml --output runs/demo --audit 50
     """
@@ -238,6 +247,18 @@ def evaluate(
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
         folder = output or Path("runs") / settings.name
+        if suite is not None:
+            from sdzero.evaluate.suite_table import print_suite
+            from sdzero.evaluate.suites import benchmarks_of
+
+            benchmarks_of(suite)  # a wrong name is told before anything is loaded
+            if audit is not None:
+                raise UserError("an audit is of test questions", "--audit", "leave it out with --suite")
+            scores = on_stages(settings, folder, lambda stages: stages.suite(suite, model, name, suite_data))
+            print_suite(scores, folder, console)
+            return
+        if suite_data is not None:
+            raise UserError("this goes with --suite", "--suite-data", "name a suite: --suite paper8")
 
         def scored(stages: "Stages") -> dict[str, Any]:
             found = stages.evaluate_all() if model is None else stages.evaluate_folder(name, model)

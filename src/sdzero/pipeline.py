@@ -4,7 +4,6 @@ collect -> srt (once a round) -> distill -> RFT, as a control -> evaluate. Each 
 the stage before from the run folder and leaves its own; a stage that is done is not done again.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sdzero.baselines.registry import baseline_named
 from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
+from sdzero.evaluate.suite_run import score_suite
 from sdzero.ledger import Ledger
 from sdzero.method.collect import collect
 from sdzero.method.distill import SelfDistillationTrainer
@@ -32,7 +32,7 @@ from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
 from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe, SrtSettings
-from sdzero.results import NAMES, run_results
+from sdzero.results import NAMES, check_score_name, run_results
 from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_context import Budget, EngineMaker, Report, RunContext
@@ -278,12 +278,7 @@ class Stages(RunContext):
 
     def evaluate_folder(self, name: str, model_path: str) -> dict[str, Any]:
         """Score a model folder of the user's under a name of its own."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in NAMES:
-            raise UserError(
-                f"scores cannot be stored under the name `{name}`",
-                "--name",
-                f"use letters, digits, `.`, `_` and `-`, and none of {', '.join(NAMES)}",
-            )
+        check_score_name(name)
         own, known = fingerprint(self.load(model_path)), f"evaluate/{name}/model.json"
         if not self.run.path(known).exists():
             self.run.write_json(known, {"model": model_path, "fingerprint": own})
@@ -292,6 +287,16 @@ class Stages(RunContext):
                 f"the name `{name}` holds scores of another model", str(self.run.path(known)), "pass --name"
             )
         return self.evaluate(name, model_path)
+
+    def suite(
+        self, suite: str, model: str | None = None, name: str = "model", data: Path | None = None
+    ) -> dict[str, Any]:
+        """Score the run's models, as far as they exist, or one folder, on named benchmarks."""
+        if model is not None:
+            check_score_name(name)
+            return score_suite(self, suite, {name: model}, data)
+        own = {key: path for key, path in self.models().items() if key == "base" or Path(path).exists()}
+        return score_suite(self, suite, own, data)
 
     def models(self) -> dict[str, str]:
         """The models that evaluation compares, by name, as far as they exist."""

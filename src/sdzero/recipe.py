@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sdzero.recipe_base import Settings
 from sdzero.recipe_sandbox import SandboxSettings
+from sdzero.recipe_suites import SuiteSettings
 
 BUILT_IN = ("arithmetic", "spelling", "walks", "edits")
 """Sources whose questions are made by the package itself, each with an embedded model of its own."""
@@ -478,6 +479,7 @@ class Recipe(Settings):
     budget: BudgetSettings = BudgetSettings()
     compare: CompareSettings = CompareSettings()
     evaluate: EvaluateSettings
+    suite: SuiteSettings = SuiteSettings()
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:

@@ -1,10 +1,12 @@
 """`results.json` and the printed table: made from what was measured, for scripts and for people."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from sdzero.errors import UserError
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
 from sdzero.ledger import Ledger
 from sdzero.recipe import Recipe
@@ -25,6 +27,16 @@ NAMES = {
 BASELINES = ("sft", "rft", "grpo", "sdft", "negative")
 TRAINING_STAGES = ("collect", "srt", "distill")
 """The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart."""
+
+
+def check_score_name(name: str) -> None:
+    """Raise UserError unless a model of the user's can be scored under this name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in NAMES:
+        raise UserError(
+            f"scores cannot be stored under the name `{name}`",
+            "--name",
+            f"use letters, digits, `.`, `_` and `-`, and none of {', '.join(NAMES)}",
+        )
 
 
 def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str, Any]) -> dict[str, Any]:

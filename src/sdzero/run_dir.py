@@ -28,9 +28,9 @@ SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 LOCK_NAME, MANIFEST_NAME, RECIPE_NAME = ".lock", "manifest.json", "recipe.yaml"
 PACKAGES = ("torch", "transformers", "trl", "sdzero")
-MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms")
-"""Sections that a run folder does not hold fast: baselines' stages keep, and check, the settings that they
-were trained with; alarms stop a training or leave it as it is."""
+MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms", "suite")
+"""Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
+the settings that they were made with; alarms stop a training or leave it as it is."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()

@@ -106,6 +106,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def interval_of_mean(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval (low, high) of the mean over questions; None for one question.
+
+    Raises:
+        ValueError: no values, or a confidence not between 0 and 1.
+    """
+    return interval_over_seeds(values, confidence)
+
+
 def interval_over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
     """Student's t interval (low, high) of the mean over seeds; None for one seed, which shows no spread.
 

@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 
 Item = TypeVar("Item")
 
+BLOCK_INSTRUCTION = "End your response with"
+
 LANGUAGE_NAMES: dict[Language, str] = {"python": "Python 3", "cpp": "C++"}
 
 
@@ -167,7 +169,13 @@ def ask_for_functions(names: Sequence[str]) -> str:
 
 
 def _ask_for_block(what: str, language: Language) -> str:
-    return f"End your response with {what} in one fenced code block that begins with ```{language}."
+    return f"{BLOCK_INSTRUCTION} {what} in one fenced code block that begins with ```{language}."
+
+
+def statement_of(text: str) -> str:
+    """The text of a program question without the instruction that every such text ends with."""
+    statement, _, instruction = text.rpartition("\n\n")
+    return statement if BLOCK_INSTRUCTION in instruction else text
 
 
 def fenced(code: str, language: str = "") -> str:

@@ -171,10 +171,11 @@ def _spelling_metadata(problem: Problem, index: int) -> dict[str, Any]:
 
 def _jsonl(settings: DataSettings) -> Iterator[Located]:
     """One JSON object a line; blank lines are skipped; the default id is the line number."""
-    return _kept(_json_rows(Path(_path(settings)).expanduser(), settings.fields), settings)
+    return _kept(json_rows(Path(_path(settings)).expanduser(), settings.fields), settings)
 
 
-def _json_rows(file: Path, fields: FieldMap) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def json_rows(file: Path, fields: FieldMap) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The objects of a JSONL file, each with its place and its line number. UserError for any other line."""
     if not file.is_file():
         raise UserError(
             "there is no such file" if not file.exists() else "this is not a file",

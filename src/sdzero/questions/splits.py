@@ -38,7 +38,7 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
     as the kinds reach. Raises UserError if there are too few questions, or if a set overlaps another
     or, for the built-in questions, what the embedded model was pre-trained on.
     """
-    ranked = _rank(questions, settings.split_seed)
+    ranked = rank_questions(questions, settings.split_seed)
     needed = settings.test + settings.tuning + settings.n1 + settings.n2
     if len(ranked) < needed:
         raise UserError(
@@ -64,7 +64,7 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
     return sets
 
 
-def _rank(questions: Iterable[Question], split_seed: int) -> list[Question]:
+def rank_questions(questions: Iterable[Question], split_seed: int) -> list[Question]:
     """The distinct questions (the first of each text), in the order in which they are handed out."""
     kinds: dict[str, list[tuple[bytes, Question]]] = {}
     seen: set[str] = set()
