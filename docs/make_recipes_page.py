@@ -75,8 +75,8 @@ SECTIONS = {
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
     "suite": "How benchmarks are scored (`sdzero evaluate RECIPE --suite NAME`). See"
     " [benchmarks.md](benchmarks.md).",
-    "suite.sandbox": "For benchmarks of programs, where the recipe's verifier is not `code`. The keys are those"
-    " of `verifier.sandbox`.",
+    "suite.sandbox": "For benchmarks of programs, where the recipe's verifier is not `code`. The keys are"
+    " those of `verifier.sandbox`.",
 }
 
 OPTIMIZER = {

@@ -1,8 +1,8 @@
 """What the paper reports (arXiv 2604.12002v1, table 1; avg@8 in percent), to stand beside our own figures.
 
 The figures are from a public transcription of the table. Each row's mean over the eight benchmarks is the
-average that the paper gives for it, to rounding, which a test checks. Which questions the paper's OpenR1-Math,
-Codeforces and LiveCodeBench have is not known: see docs/benchmarks.md.
+average that the paper gives for it, to rounding, which a test checks. Which questions the paper's
+OpenR1-Math, Codeforces and LiveCodeBench have is not known: see docs/benchmarks.md.
 """
 
 import re

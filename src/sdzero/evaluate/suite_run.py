@@ -210,18 +210,19 @@ def _score_model(
     recipe = context.recipe
     model = context.load(path)
     own = fingerprint(model)
-    samplers = {}
-    for one in loaded:
-        kind = one.benchmark.verifier
+    samplers, chats = {}, {}
+    for kind in grades:
         instruction = recipe.suite.math_instruction if kind == "math" else recipe.suite.code_instruction
-        chat = recipe.chat.model_copy(update={"answer_instruction": instruction})
-        roles = Roles(context.tokenizer, recipe.phrases, chat)
+        chats[kind] = recipe.chat.model_copy(update={"answer_instruction": instruction})
+        roles = Roles(context.tokenizer, recipe.phrases, chats[kind])
         engine = context.make_engine(model, roles)
         samplers[kind] = GradedSampler(
             engine, roles, grades[kind], context.run, context.ledger, context.progress
         )
-        _check_lengths(samplers[kind], one, recipe.suite.max_new_tokens)
-        _claim(context, one, name, own, chat.model_dump(mode="json"))
+    for one in loaded:
+        _check_lengths(samplers[one.benchmark.verifier], one, recipe.suite.max_new_tokens)
+    for one in loaded:
+        _claim(context, one, name, own, chats[one.benchmark.verifier].model_dump(mode="json"))
     found = {}
     for one in loaded:
         benchmark = one.benchmark
@@ -271,15 +272,16 @@ def _claim(
         "verifier": verifier_settings(context.recipe, kind).model_dump(mode="json", exclude={"workers"}),
         "max_tests": context.recipe.suite.max_tests if kind == "code" else None,
     }
-    file = f"{_folder(one.benchmark, name)}/settings.json"
-    if not context.run.path(file).exists():
+    folder = _folder(one.benchmark, name)
+    file = f"{folder}/settings.json"
+    if not any(context.run.path(folder).glob("responses/batch-*.jsonl")):
         context.run.write_json(file, settings)
         return
     stored = context.run.read_json(file)
     differing = [key for key in settings if stored.get(key) != settings[key]]
     if differing:
         raise UserError(
-            f"`{name}` was scored on {one.benchmark.name} with another {' and another '.join(differing)}",
+            f"`{name}` was scored on {one.benchmark.name} in another way (what differs: {', '.join(differing)})",
             str(context.run.path(file)),
             "use the same settings, pass another --name for another model, or move that folder away",
         )

@@ -87,8 +87,8 @@ def _rate(mean: float, interval: Sequence[float] | None) -> str:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What the table leaves out, a line each: wrong numbers of questions, verdicts that do not count, and where
-    the paper's figures are from."""
+    """What the table leaves out, a line each: wrong numbers of questions, verdicts that do not count, and
+    where the paper's figures are from."""
     lines = []
     for name, about in result["benchmarks"].items():
         if about["expected"] is not None and about["questions"] != about["expected"]:

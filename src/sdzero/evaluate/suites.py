@@ -14,7 +14,8 @@ from sdzero.recipe import FieldMap
 class Benchmark:
     """One benchmark: where its questions are, what their columns mean, and how responses are graded.
 
-    `source` is one of the recipe's sources; `files` are patterns of the hub's files that a local copy needs.
+    `source` is one of the recipe's sources. `files` are patterns of the hub's files that a local copy needs
+    (not the card: it names subsets that are not copied, and `datasets` opens no folder that lacks the first).
     `expected` is how many questions there should be, None where that could not be found out. `held_out` is
     how many questions of a training set make the benchmark: the first of a ranking by hash (`HELD_OUT_SEED`).
     """
@@ -38,8 +39,6 @@ HELD_OUT_SEED = 0
 """Seed of the ranking that held-out questions are the first of. It is `data.split_seed` of the GPU recipes,
 so that there the held-out questions are the recipe's own test questions."""
 
-README = "README.md"
-
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
@@ -49,7 +48,7 @@ BENCHMARKS = {
             verifier="math",
             hub="HuggingFaceH4/aime_2024",
             split="train",
-            files=(README, "data/*"),
+            files=("data/*",),
             fields=FieldMap(question="problem", answer="answer", id="id"),
             expected=30,
         ),
@@ -59,7 +58,7 @@ BENCHMARKS = {
             verifier="math",
             hub="math-ai/aime25",
             split="test",
-            files=(README, "test.jsonl"),
+            files=("test.jsonl",),
             fields=FieldMap(question="problem", answer="answer", id="id"),
             expected=30,
         ),
@@ -69,7 +68,7 @@ BENCHMARKS = {
             verifier="math",
             hub="MathArena/hmmt_feb_2025",
             split="train",
-            files=(README, "data/*"),
+            files=("data/*",),
             fields=FieldMap(question="problem", answer="answer", id="problem_idx"),
             expected=30,
         ),
@@ -79,7 +78,7 @@ BENCHMARKS = {
             verifier="math",
             hub="meituan-longcat/AMO-Bench",
             split="test",
-            files=(README, "data/*"),
+            files=("data/*",),
             fields=FieldMap(question="prompt", answer="answer", id="question_id", kind="answer_type"),
             expected=50,
         ),
@@ -90,7 +89,7 @@ BENCHMARKS = {
             hub="open-r1/OpenR1-Math-220k",
             subset="default",
             split="train",
-            files=(README, "data/*"),
+            files=("data/*",),
             fields=FieldMap(question="problem", answer="answer", id="uuid", kind="problem_type"),
             expected=500,
             held_out=500,
@@ -102,7 +101,7 @@ BENCHMARKS = {
             verifier="math",
             hub="HuggingFaceH4/MATH-500",
             split="test",
-            files=(README, "test.jsonl"),
+            files=("test.jsonl",),
             fields=FieldMap(question="problem", answer="answer", id="unique_id", kind="subject"),
             expected=500,
         ),
@@ -113,7 +112,7 @@ BENCHMARKS = {
             hub="open-r1/codeforces",
             subset="verifiable",
             split="test",
-            files=(README, "verifiable/test-*"),
+            files=("verifiable/test-*",),
             source="codeforces",
             languages=("python", "cpp"),
             faulty="drop",
@@ -125,7 +124,7 @@ BENCHMARKS = {
             hub="lighteval/code_generation_lite",
             subset="release_v6",
             split="test",
-            files=(README, "release_v6/*"),
+            files=("release_v6/*",),
             source="livecodebench",
             expected=1055,
         ),
