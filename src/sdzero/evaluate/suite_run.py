@@ -281,7 +281,8 @@ def _claim(
     differing = [key for key in settings if stored.get(key) != settings[key]]
     if differing:
         raise UserError(
-            f"`{name}` was scored on {one.benchmark.name} in another way (what differs: {', '.join(differing)})",
+            f"`{name}` was scored on {one.benchmark.name} in another way"
+            f" (what differs: {', '.join(differing)})",
             str(context.run.path(file)),
             "use the same settings, pass another --name for another model, or move that folder away",
         )
