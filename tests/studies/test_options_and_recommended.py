@@ -17,7 +17,12 @@ def test_each_option_changes_its_own_keys_and_no_other(tmp_path: Path, micro_set
     stages = fake_stages(tmp_path / "run", micro_settings)
     plain = micro_settings.distill.model_copy(update={"sync": "never", "sync_every": None})
     rows = option_rows(stages, Chosen(plain, {}))
-    trained = {name.removeprefix("option-"): own for name, own in stages.play.settings.items()}
+    trained = {
+        name.removeprefix("option-"): own
+        for name, own in stages.play.settings.items()
+        if name.startswith("option-")
+    }
+    assert stages.play.settings["twice-distill"] == plain
     assert set(trained) == {*OPTIONS, "sync-half", "plateau"}
     for name, settings in trained.items():
         differing = {key for key, value in plain if getattr(settings, key) != value}
@@ -27,7 +32,8 @@ def test_each_option_changes_its_own_keys_and_no_other(tmp_path: Path, micro_set
         DistillSettings.model_validate(settings.model_dump())
     assert (trained["sync-half"].sync, trained["sync-half"].sync_every) == ("steps", 1)
     assert (trained["plateau"].sync, trained["plateau"].evaluate_every) == ("plateau", 1)
-    assert set(rows) == {"srt", "sdzero", *stages.play.settings}
+    assert set(rows) == {"srt", "sdzero", "twice", *(f"option-{name}" for name in trained)}
+    assert rows["twice"].stages == ("twice-collect", "twice-srt", "twice-distill")
 
 
 def test_the_papers_settings_are_what_a_recipe_has_that_says_nothing() -> None:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sdzero.errors import UserError
 from sdzero.pipeline import Stages
+from sdzero.studies.phases import whole_run
 from sdzero.studies.study import Chosen, Row, Study, changed, own_rows, trained
 
 OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -14,10 +16,11 @@ OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "entropy": ("half of the tokens, by entropy", {"token_share": 0.5}),
     "contrast": ("contrast 0.5", {"contrast": 0.5}),
     "hybrid": ("policy gradient, weight 1", {"policy_gradient_weight": 1.0}),
+    "hybrid-3": ("policy gradient, weight 3", {"policy_gradient_weight": 3.0}),
     "solve-rate": ("questions by solve rate", {"question_sampling": "solve_rate"}),
     "ema": ("EMA teacher, decay 0.98", {"teacher_decay": 0.98}),
 }
-"""Stage -> label, and what is changed in phase 2's settings. The values were chosen before the study ran."""
+"""Stage -> label, and what is changed in phase 2's settings."""
 
 REHEARSAL_WEIGHT = 0.3
 """In the variants whose teacher is synchronised, if the recipe has none."""
@@ -26,7 +29,8 @@ EVALUATIONS = 6
 
 
 def option_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
-    """Phase 2 from the same SRT model with each option alone, and with two ways to sync the teacher."""
+    """Phase 2 from the same SRT model with each option alone, and with two ways to sync the teacher; and a
+    second collection, from the SRT model of the first, on the other half of N1."""
     rows = own_rows(stages, "srt", "sdzero")
     settings = chosen.distill
     plain = {"teacher_decay": None, "sync": "never", "sync_every": None}
@@ -45,6 +49,9 @@ def option_rows(stages: Stages, chosen: Chosen) -> dict[str, Row]:
         stages.distill(f"option-{name}", own)
         stage = f"option-{name}"
         rows[stage] = Row(label, trained(stages, stage), ("collect", "srt", stage))
+    collect = changed(stages.recipe.collect, rounds=2)
+    twice = replace(stages, recipe=changed(stages.recipe, collect=collect))
+    rows["twice"] = whole_run(twice, "twice", "two rounds of collection", changed(settings, **plain))
     return rows
 
 
@@ -64,6 +71,7 @@ OPTION_STUDIES = (
         "Do the options that later papers proposed help?",
         {},
         option_rows,
+        trains_srt=True,
         check=check_tuning,
     ),
 )
