@@ -34,8 +34,7 @@ RECOMMENDED: Mapping[str, Any] = {
     **PAPER,
     "divergence": "mixed",
     "rehearsal_weight": 0.3,
-    "divergence_clip": 1.0,
-    "policy_gradient_weight": 1.0,
+    "policy_gradient_weight": 3.0,
 }
 """What was best on the tuning sets of the families (docs/options.md)."""
 
