@@ -50,11 +50,12 @@ format: $(READY) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-tiny: $(READY) ## train the four embedded models again (over an hour on two cores)
+tiny: $(READY) ## train the five embedded models again (over an hour on two cores)
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/model
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/spelling --world spelling
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/walks --world walks
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/edits --world edits
+	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/starts --world starts
 
 bench: $(READY) ## time sampling against model.generate, and the sandbox against bare interpreters, side by side
 	$(BIN)/python benchmarks/rollout_speed.py

@@ -25,7 +25,7 @@ INTRODUCTION = """\
 <!-- Made by docs/make_recipes_page.py; edit that file and run `python docs/make_recipes_page.py`. -->
 
 A recipe is one YAML file with all settings of a run. `recipes/` has those of the [families](families.md) with
-embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml` and `edits.yaml`; and four for
+embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml`, `edits.yaml` and `starts.yaml`; and four for
 a GPU: `qwen3-4b-math.yaml`, `olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and `olmo3-7b-code.yaml`. In the GPU
 recipes every value says whether it is the paper's, from its authors' code, or ours.
 
@@ -128,7 +128,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seed": "Seed of sampling, of training order and of which traces are kept.",
     },
     "model": {
-        "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits` (embedded models), a folder that"
+        "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a folder that"
         " `save_pretrained` wrote, or a hub id.",
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",

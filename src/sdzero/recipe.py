@@ -13,7 +13,7 @@ from sdzero.recipe_base import Settings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
 
-BUILT_IN = ("arithmetic", "spelling", "walks", "edits")
+BUILT_IN = ("arithmetic", "spelling", "walks", "edits", "starts")
 """Sources whose questions are made by the package itself, each with an embedded model of its own."""
 
 CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
@@ -22,7 +22,7 @@ CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
 
 class ModelSettings(Settings):
     """The policy that is trained. `path` is a folder, a hub id, or `tiny`, the embedded model of arithmetic
-    (`tiny:spelling`, `tiny:walks` and `tiny:edits` are those of the other families)."""
+    (`tiny:spelling`, `tiny:walks`, `tiny:edits` and `tiny:starts` are those of the other families)."""
 
     path: str = "tiny"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -76,6 +76,7 @@ class DataSettings(Settings):
         "spelling",
         "walks",
         "edits",
+        "starts",
         "jsonl",
         "huggingface",
         "reasoning_gym",

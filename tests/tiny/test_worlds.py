@@ -26,12 +26,19 @@ from sdzero.tiny.problem import is_pretraining
 from sdzero.tiny.worlds import WORLDS, World
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RECIPE_OF = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
-NEW = ["spelling", "walks", "edits"]
+RECIPE_OF = {
+    "arithmetic": "demo",
+    "spelling": "spelling",
+    "walks": "walks",
+    "edits": "edits",
+    "starts": "starts",
+}
+NEW = ["spelling", "walks", "edits", "starts"]
 VERIFIER_OF: dict[str, dict[str, Any]] = {
     "spelling": {"name": "puzzle"},
     "walks": {"name": "math"},
     "edits": {"name": "code", "timeout_seconds": 20.0},
+    "starts": {"name": "math"},
 }
 SFT_OF = {"edits": {"answer_format": "{answer}"}}
 """Where the answer is a program, it stands in no box."""

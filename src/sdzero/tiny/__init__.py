@@ -10,6 +10,7 @@ MODEL_FOLDERS = {
     "spelling": "models/spelling",
     "walks": "models/walks",
     "edits": "models/edits",
+    "starts": "models/starts",
 }
 """Where the embedded model of each world is; `tiny:spelling` in a recipe means that of spelling."""
 

@@ -4,7 +4,8 @@ A document is one exchange in the chat format: a question, and an answer made of
 several, where each further attempt follows the control phrase that fits the verdict on the attempt
 before it. That is how the base model comes to know what the two phrases mean, as a large model does
 from ordinary text. After a wrong attempt the next one is right in `SHARE_REVISED_RIGHT` of the cases
-(in more where first attempts are right more often): revising helps, but far from always.
+(in more where first attempts are right more often): revising helps, but far from always. A right attempt
+is told again, as it was or, in a world with false starts, without them.
 
 There are two parts. In the `pretraining` part the easy kinds are never done wrong; in the `tuning` part
 every kind has its misconception, so that the model also learns to mend rare mistakes. In some worlds a
@@ -79,7 +80,9 @@ def draw_document(rng: random.Random, part: Part, world: World) -> Document:
         for _ in range(rng.choice(REVISION_COUNTS)):
             is_right = world.is_right(problem, attempt)
             phrase = PHRASE_CORRECT if is_right else PHRASE_WRONG
-            if not is_right:
+            if is_right:
+                attempt = world.rephrased(attempt)
+            else:
                 attempt = world.solution(problem, rng.random() < max(share_right, SHARE_REVISED_RIGHT), early)
             pieces += [joined_phrase(phrase), attempt]
             if is_right and rng.random() < SHARE_STOP_AFTER_RIGHT:

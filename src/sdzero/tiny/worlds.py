@@ -1,4 +1,4 @@
-"""The four worlds, each a family of questions with a base model of its own, under one interface.
+"""The five worlds, each a family of questions with a base model of its own, under one interface.
 
 The corpus, the build and the check of a base model work on any of them. Nothing here imports torch.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sdzero.tiny import arithmetic, edits, spelling, walks
+from sdzero.tiny import arithmetic, edits, spelling, starts, walks
 from sdzero.tiny.problem import Problem, boxed_text
 
 HARD_BELOW = 0.5
@@ -24,7 +24,8 @@ class World:
     `hint_share` of the documents show the reference answer below the question. `fixed_texts` get a token
     each and everything else is tokenised byte by byte; without any, the tokenizer learns its own merges.
     `pretraining_steps` are the optimizer steps that the base model was pre-trained for. `outcome` is what
-    a response comes to, None if nothing: two responses with the same outcome are graded alike.
+    a response comes to, None if nothing: two responses with the same outcome are graded alike. `rephrased`
+    is how a right attempt is told again after its control phrase: in most worlds just as it was.
     """
 
     name: str
@@ -38,6 +39,7 @@ class World:
     hint_share: float = 0.0
     fixed_texts: tuple[str, ...] = ()
     outcome: Callable[[str], str | None] = boxed_text
+    rephrased: Callable[[str], str] = str
 
     def is_hard(self, kind: str) -> bool:
         """Whether most first attempts at a kind are wrong."""
@@ -69,6 +71,7 @@ def _world(
     hint_share: float = 0.0,
     fixed_texts: tuple[str, ...] = (),
     outcome: Callable[[str], str | None] = boxed_text,
+    rephrased: Callable[[str], str] = str,
 ) -> World:
     """The world that a module describes; it has the module's name."""
     return World(
@@ -83,6 +86,7 @@ def _world(
         hint_share=hint_share,
         fixed_texts=fixed_texts,
         outcome=outcome,
+        rephrased=rephrased,
     )
 
 
@@ -102,5 +106,12 @@ WALKS = _world(
 EDITS = _world(
     edits, pretraining_steps=3_000, hint_share=0.1, fixed_texts=edits.FIXED_TEXTS, outcome=edits.output_of
 )
+STARTS = _world(
+    starts,
+    pretraining_steps=3_000,
+    hint_share=0.1,
+    fixed_texts=(starts.FALSE_START, "\\boxed{"),
+    rephrased=starts.rephrased,
+)
 
-WORLDS = {world.name: world for world in (ARITHMETIC, SPELLING, WALKS, EDITS)}
+WORLDS = {world.name: world for world in (ARITHMETIC, SPELLING, WALKS, EDITS, STARTS)}
