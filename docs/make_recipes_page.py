@@ -25,9 +25,10 @@ INTRODUCTION = """\
 <!-- Made by docs/make_recipes_page.py; edit that file and run `python docs/make_recipes_page.py`. -->
 
 A recipe is one YAML file with all settings of a run. `recipes/` has those of the [families](families.md) with
-embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml`, `edits.yaml` and `starts.yaml`; and four for
-a GPU: `qwen3-4b-math.yaml`, `olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and `olmo3-7b-code.yaml`. In the GPU
-recipes every value says whether it is the paper's, from its authors' code, or ours.
+embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml`, `edits.yaml` and
+`starts.yaml`; and four for a GPU: `qwen3-4b-math.yaml`, `olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and
+`olmo3-7b-code.yaml`. In the GPU recipes every value says whether it is the paper's, from its authors' code,
+or ours.
 
 Any key can be overridden on the command line, with dots between levels. The value is YAML:
 
@@ -128,8 +129,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seed": "Seed of sampling, of training order and of which traces are kept.",
     },
     "model": {
-        "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a folder that"
-        " `save_pretrained` wrote, or a hub id.",
+        "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a"
+        " folder that `save_pretrained` wrote, or a hub id.",
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",
         "device": "`auto` is the GPU if there is one.",
@@ -250,6 +251,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "rehearsal_weight": "Weight of the revision loss beside the divergence; 0 is the paper's method.",
         "rehearsal_batch_size": "Traces rehearsed in one step.",
         "rehearsal_traces": "Another run's `traces.jsonl` to rehearse in place of this run's traces.",
+        "divergence_on": "Which tokens of a response carry the divergence, for [models that"
+        " think](thinking.md). `all` is the paper's.",
+        "false_start_markers": "Whole words that give a try up, for `after_last_false_start`; upper and lower"
+        " case differ.",
         "phrase_for_reward": "For ablations. `held`: always the phrase of r = 1; `flipped`: the other one.",
         "max_context": "Longest teacher sequence in tokens; `null`: the model's own context.",
         "overlong": "What happens to a sequence over `max_context`.",

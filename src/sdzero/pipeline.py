@@ -25,6 +25,7 @@ from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import Roles
 from sdzero.method.srt import srt_rows
 from sdzero.method.teacher import Teacher, fingerprint
+from sdzero.method.thinking import thinking_of, thinking_warning
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import DTYPES, load_tokenizer, pick_device, resolve_path
@@ -367,6 +368,8 @@ def open_run(
     try:
         tokenizer = load_tokenizer(recipe.model.path)
         roles = Roles(tokenizer, recipe.phrases, recipe.chat)
+        if warning := thinking_warning(thinking_of(tokenizer, recipe.chat), recipe.distill):
+            report(f"warning: {warning}")
         questions = load_questions(recipe.data)
         if shared_questions:
             sets = QuestionSets(n1=questions, n2=questions, tuning=[], test=questions)

@@ -16,6 +16,9 @@ from sdzero.recipe_suites import SuiteSettings
 BUILT_IN = ("arithmetic", "spelling", "walks", "edits", "starts")
 """Sources whose questions are made by the package itself, each with an embedded model of its own."""
 
+FALSE_STARTS = ("Wait", "wait", "Hmm", "hmm", "Actually", "Let me start over", "let me start over")
+"""Words by which a response gives a try up."""
+
 CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
 """Sources of questions that ask for programs."""
 
@@ -255,6 +258,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     `teacher` is a model folder to be the Reviser in place of the SRT model.
     `phrase_for_reward` is for ablations: `held` gives the Reviser the phrase of r = 1 whatever the
     reward, `flipped` the other one.
+    `divergence_on` keeps the divergence to a part of each response, for models that think aloud: what follows
+    the last of `false_start_markers`, or the final answer.
     """
 
     teacher: str | None = None
@@ -275,6 +280,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     rehearsal_batch_size: int = Field(default=16, ge=1)
     rehearsal_traces: str | None = None
     phrase_for_reward: Literal["true", "held", "flipped"] = "true"
+    divergence_on: Literal["all", "after_last_false_start", "final_answer"] = "all"
+    false_start_markers: list[str] = Field(default=list(FALSE_STARTS), min_length=1)
     max_context: int | None = Field(default=None, ge=1)
     overlong: Literal["drop", "error"] = "drop"
     evaluate_every: int | None = Field(default=None, ge=1)
@@ -286,6 +293,13 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     def _unquoted_true(cls, value: Any) -> Any:
         """YAML reads an unquoted `true` as a boolean."""
         return "true" if value is True else value
+
+    @field_validator("false_start_markers")
+    @classmethod
+    def _words(cls, value: list[str]) -> list[str]:
+        if not all(marker.strip() for marker in value):
+            raise ValueError("a false-start marker must not be empty")
+        return value
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

@@ -212,6 +212,7 @@ def model(subject: Subject) -> Iterator[Finding]:
     if subject.recipe is None:
         return
     from sdzero.method.roles import Roles
+    from sdzero.method.thinking import thinking_of, thinking_warning
     from sdzero.models import load_tokenizer, resolve_path
 
     path = subject.recipe.model.path
@@ -221,8 +222,18 @@ def model(subject: Subject) -> Iterator[Finding]:
     missing = missing_weights(folder)
     if missing:
         raise UserError(f"the model is not whole: there is no {missing[0]}", str(folder), "copy it again")
-    Roles(load_tokenizer(str(folder)), subject.recipe.phrases, subject.recipe.chat)
+    tokenizer = load_tokenizer(str(folder))
+    Roles(tokenizer, subject.recipe.phrases, subject.recipe.chat)
     yield Finding("model", True, path if tiny.world_of_model(path) else str(folder))
+    thinking = thinking_of(tokenizer, subject.recipe.chat)
+    warning = thinking_warning(thinking, subject.recipe.distill)
+    if warning is not None:
+        yield Finding("thinking", True, f"warning: {warning}")
+    elif thinking.kind != "none":
+        state = (
+            f"with distill.divergence_on={subject.recipe.distill.divergence_on}" if thinking.is_on else "off"
+        )
+        yield Finding("thinking", True, f"a thinking model, {state} ({'; '.join(thinking.seen)})")
 
 
 def missing_weights(folder: Path) -> list[str]:

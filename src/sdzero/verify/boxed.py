@@ -11,6 +11,12 @@ def has_box(text: str) -> bool:
     return _BOX.search(text) is not None
 
 
+def last_box_start(text: str) -> int | None:
+    """Where the last `\\boxed{` (or `\\fboxed{`) of a text begins, closed or not; None if there is none."""
+    starts = [box.start() for box in _BOX.finditer(text)]
+    return starts[-1] if starts else None
+
+
 def last_boxed(text: str) -> str | None:
     """The content of the last `\\boxed{...}`, without outer spaces; None if there is none.
 
