@@ -16,6 +16,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from sdzero.method.hidden import check_output_head
 from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_micro_batch
 from sdzero.method.objectives import Objective, reviser_divergence
 from sdzero.method.question_sampling import SolveRates
+from sdzero.method.restrict import DivergenceOn, carrying_tokens
 from sdzero.method.roles import WeightedSequence
 from sdzero.method.srt import weighted_loss_sum
 from sdzero.method.step_tally import begin_tally, tally_metrics
@@ -204,10 +207,12 @@ class SelfDistillationTrainer(Trainer):
         for batch in micro:
             batch["rehearsal_total"] = rehearsal_total
             batch["mean_reward"] = mean_reward
-        target_tokens = sum(len(context.targets) for context, _ in contexts)
+        carried = [sum(context.loss_weights or (1,) * len(context.targets)) for context, _ in contexts]
         self._step = begin_tally(graded, contexts, rehearsal, rollout_seconds, self.objective.measure)
-        items = target_tokens if self.args.normalize == "tokens" else len(contexts)
-        return micro, torch.tensor(max(items, 1), device=device)
+        if self.args.divergence_on != "all":
+            self._step["carrying_share"] = sum(carried) / max(sum(len(c.targets) for c, _ in contexts), 1)
+        items = sum(carried) if self.args.normalize == "tokens" else sum(own > 0 for own in carried)
+        return micro, torch.tensor(items or 1, device=device)
 
     def _rollout(self, questions: Sequence[Question]) -> list[Graded]:
         step = self.state.global_step
@@ -240,8 +245,18 @@ class SelfDistillationTrainer(Trainer):
                     )
                 self.counted["overlong"] += 1
                 continue
-            contexts.append((context, one.reward))
+            contexts.append((self._restricted(context, one), one.reward))
         return contexts
+
+    def _restricted(self, context: Context, one: Graded) -> Context:
+        """The context with weight 1 on the tokens that carry the loss, and 0 on the others."""
+        if self.args.divergence_on == "all":
+            return context
+        on: DivergenceOn = self.args.divergence_on  # type: ignore[assignment]
+        roles, markers = self.sampler.roles, self.args.false_start_markers
+        decode = partial(roles.decode, special=True)
+        flags = carrying_tokens(one.token_ids, decode, roles.end_token_id, on, markers)
+        return replace(context, loss_weights=tuple(map(float, flags)))
 
     def _rehearsal_of_step(self) -> list[WeightedSequence]:
         if not self.args.rehearsal_weight:
@@ -274,9 +289,14 @@ class SelfDistillationTrainer(Trainer):
 
     def _loss_sum(self, student: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         lengths_B = inputs["lengths_B"]
-        weights_T = None
+        weights_T = inputs.get("target_weights_T")
         if self.args.normalize == "sequences":
-            weights_T = torch.repeat_interleave(1.0 / lengths_B, lengths_B).to(student.device)
+            # A sequence without any weight is 0 whatever it is divided by.
+            sums_B = inputs.get("weight_sums_B", lengths_B)
+            share_T = torch.repeat_interleave(1.0 / torch.where(sums_B > 0, sums_B, 1), lengths_B)
+            weights_T = share_T if weights_T is None else share_T * weights_T
+        if weights_T is not None:
+            weights_T = weights_T.to(student.device)
         losses = self.objective.token_losses(student, self.teacher, inputs, weights_T)
         rewards_T = torch.repeat_interleave(inputs["rewards_B"], lengths_B)
         for reward in (0, 1):
@@ -301,6 +321,7 @@ class SelfDistillationTrainer(Trainer):
         )
         return {
             **tally_metrics(step, self.objective.measure),
+            **({"carrying_share": step["carrying_share"]} if "carrying_share" in step else {}),
             "update_seconds": seconds,
             "teacher_syncs": self.teacher.sync_count if self.teacher else 0,
             **self.counted,

@@ -27,6 +27,8 @@ SAME_NAME = (
     "rehearsal_weight",
     "rehearsal_batch_size",
     "phrase_for_reward",
+    "divergence_on",
+    "false_start_markers",
     "max_context",
     "overlong",
 )
@@ -59,6 +61,8 @@ class SelfDistillationConfig(TrainingArguments):
     rehearsal_weight: float = field(default=0.0, metadata={"help": "weight of the revision loss"})
     rehearsal_batch_size: int = field(default=16, metadata={"help": "traces rehearsed a step"})
     phrase_for_reward: str = field(default="true", metadata={"help": "true, held or flipped (ablations)"})
+    divergence_on: str = field(default="all", metadata={"help": "which tokens carry the divergence"})
+    false_start_markers: list[str] = field(default_factory=list, metadata={"help": "words of a false start"})
     max_context: int | None = field(default=None, metadata={"help": "longest Reviser context in tokens"})
     overlong: str = field(default="drop", metadata={"help": "drop or error"})
 

@@ -47,7 +47,8 @@ def make_micro_batch(
 ) -> dict[str, Any]:
     """Tensors of one micro-batch. `contexts` carry the reward; both may be empty.
 
-    Those of the teacher are there if the contexts are pairs of a student's and a teacher's.
+    Those of the teacher are there if the contexts are pairs of a student's and a teacher's, those of the
+    targets' weights if some context has weights.
     """
     batch: dict[str, Any] = {}
     if contexts:
@@ -61,6 +62,10 @@ def make_micro_batch(
             "lengths_B": torch.tensor([len(context.targets) for context, _ in contexts]),
             "rewards_B": torch.tensor([reward for _, reward in contexts]),
         }
+        if any(context.loss_weights is not None for context, _ in contexts):
+            weights = [context.loss_weights or (1.0,) * len(context.targets) for context, _ in contexts]
+            batch["target_weights_T"] = torch.tensor([weight for own in weights for weight in own])
+            batch["weight_sums_B"] = torch.tensor([sum(own) for own in weights])
     pairs = [context for context, _ in contexts if isinstance(context, DistillationPair)]
     if pairs:
         teacher_ids_BT = pad_right([pair.teacher_ids for pair in pairs], pad)

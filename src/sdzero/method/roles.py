@@ -76,7 +76,8 @@ class DistillationPair:
     The logits at `student_logit_positions[t]` of the student's sequence and those at
     `teacher_logit_positions[t]` of the teacher's both predict `targets[t]` (equation 5). Raises
     AlignmentError unless the lengths agree, the positions run without a gap up to the end of both
-    sequences, and on both sides the next token is the target.
+    sequences, and on both sides the next token is the target. `loss_weights` are those of the targets; None
+    means that each weighs 1.
     """
 
     student_ids: tuple[int, ...]
@@ -84,10 +85,12 @@ class DistillationPair:
     targets: tuple[int, ...]
     student_logit_positions: tuple[int, ...]
     teacher_logit_positions: tuple[int, ...]
+    loss_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_side("student", self.student_ids, self.student_logit_positions, self.targets)
         _check_side("teacher", self.teacher_ids, self.teacher_logit_positions, self.targets)
+        _check_weights(self.loss_weights, self.targets)
 
     @property
     def context_tokens(self) -> int:
@@ -122,9 +125,11 @@ class StudentTargets:
     student_ids: tuple[int, ...]
     targets: tuple[int, ...]
     student_logit_positions: tuple[int, ...]
+    loss_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_side("student", self.student_ids, self.student_logit_positions, self.targets)
+        _check_weights(self.loss_weights, self.targets)
 
     @property
     def context_tokens(self) -> int:
@@ -142,6 +147,11 @@ def _check_side(
         raise AlignmentError(f"the {side} positions do not run up to the end of its sequence")
     if token_ids[first + 1 :] != targets:
         raise AlignmentError(f"the {side} sequence does not end with the targets")
+
+
+def _check_weights(weights: tuple[float, ...] | None, targets: tuple[int, ...]) -> None:
+    if weights is not None and len(weights) != len(targets):
+        raise AlignmentError(f"{len(targets)} targets but {len(weights)} loss weights")
 
 
 class Roles:
@@ -226,10 +236,10 @@ class Roles:
         """Ids of x + y + P_r, where the Reviser begins: y less its end token."""
         return [*prompt_ids, *self.without_end(response_ids), *self.control_phrase_ids(reward)]
 
-    def decode(self, response_ids: Sequence[int]) -> str:
-        """A response as text for the verifier and for people; special tokens are left out."""
+    def decode(self, response_ids: Sequence[int], special: bool = False) -> str:
+        """A response as text for the verifier and for people; without special tokens, unless `special`."""
         text = self._tokenizer.decode(
-            list(response_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(response_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return cast("str", text)
 
