@@ -64,7 +64,7 @@ def thinking_of(tokenizer: "PreTrainedTokenizerBase", chat: ChatSettings) -> Thi
 
     Raises jinja2's TemplateError if the template refuses the conversation (`Roles` tells a user so).
     """
-    template = _COMMENT.sub("", cast("str", tokenizer.get_chat_template()))
+    template = _COMMENT.sub("", tokenizer.get_chat_template())
 
     def prompt(**more: Any) -> str:
         system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
