@@ -22,9 +22,10 @@ from sdzero.studies.options import OPTION_STUDIES
 from sdzero.studies.phases import PHASE_STUDIES
 from sdzero.studies.recommended import RECOMMENDED_STUDIES
 from sdzero.studies.study import Chosen, Study
+from sdzero.studies.thinking import THINKING_STUDY
 
 SCHEMA = 1
-ALL = (*PHASE_STUDIES, *LOOKING_STUDIES, *OPTION_STUDIES, *RECOMMENDED_STUDIES)
+ALL = (*PHASE_STUDIES, *LOOKING_STUDIES, *OPTION_STUDIES, *RECOMMENDED_STUDIES, THINKING_STUDY)
 STUDIES: dict[str, Study] = {study.name: study for study in ALL}
 
 
