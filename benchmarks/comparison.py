@@ -1,11 +1,11 @@
-"""The comparison and the studies on four families, from the recipes to the tables of the documents.
+"""The comparison and the studies on the families, from the recipes to the tables of the documents.
 
     python benchmarks/comparison.py --output runs/comparison --write
 
 runs (or resumes) everything, copies the result files to `benchmarks/results/`, and with `--write` fills
-the marked blocks of docs/comparison.md and README.md. `--only walks` takes one family, `--parts compare`
-one part. On two cores the whole takes two to three hours; families can run side by side, one process
-each, with OMP_NUM_THREADS=1.
+the marked blocks of docs/comparison.md, docs/thinking.md and README.md. `--only walks` takes one family,
+`--parts compare` one part. On two cores the whole takes two to three hours; families can run side by side,
+one process each, with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from documents import README, RESULTS, ROOT, fill
 PAGE = ROOT / "docs" / "comparison.md"
 FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
 """Family -> recipe."""
+APART = {"thinking": "starts"}
+"""Study -> the family of its own that it is run on, which has no comparison. Its page is docs/STUDY.md."""
 METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
 LONG_STUDIES = ("phrase", "forgetting", "filter", "divergence", "allocation")
@@ -48,12 +50,12 @@ def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, stud
     from sdzero.recipe_io import load_recipe
     from sdzero.studies.run import run_study, study_named
 
-    recipe = load_recipe(ROOT / "recipes" / f"{FAMILIES[family]}.yaml")
+    recipe = load_recipe(ROOT / "recipes" / f"{FAMILIES.get(family, family)}.yaml")
     folder = output / family
-    if "compare" in parts:
+    if "compare" in parts and family in FAMILIES:
         compare(recipe, folder, parse_methods(METHODS.split(",")), seeds, report, Lines())
         keep(folder / "compare.json", f"compare-{family}.json")
-    for study in STUDIES:
+    for study in STUDIES if family in FAMILIES else [name for name in APART if APART[name] == family]:
         if study in parts or "studies" in parts:
             count = study_seeds or seeds_of(study, family)
             run_study(recipe, folder, study_named(study), count, report, Lines())
@@ -62,7 +64,7 @@ def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, stud
 
 def seeds_of(study: str, family: str) -> int:
     """Studies are many trainings, so they have few seeds, and show large effects only."""
-    return 2 if family == "arithmetic" and study not in LONG_STUDIES else 1
+    return 2 if study in APART or (family == "arithmetic" and study not in LONG_STUDIES) else 1
 
 
 def keep(file: Path, name: str) -> None:
@@ -119,7 +121,7 @@ def study_block(study: str) -> str:
     from sdzero.studies.run import measured_lines, paper_line, study_columns, study_rows
 
     parts, paper = [], ""
-    for family in FAMILIES:
+    for family in (*FAMILIES, *APART.values()):
         results = stored(f"study-{study}-{family}.json")
         if results is None:
             continue
@@ -139,6 +141,8 @@ def write_pages() -> None:
     blocks = {f"compare-{family}": compare_block(family) for family in FAMILIES}
     blocks |= {f"study-{study}": study_block(study) for study in STUDIES}
     fill(PAGE, blocks)
+    for study in APART:
+        fill(ROOT / "docs" / f"{study}.md", {f"study-{study}": study_block(study)})
     fill(README, {"comparison": summary_block()})
 
 
@@ -149,7 +153,9 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "runs" / "comparison", help="folder of the runs"
     )
-    parser.add_argument("--only", action="append", choices=list(FAMILIES), help="families (default: all)")
+    parser.add_argument(
+        "--only", action="append", choices=[*FAMILIES, *APART.values()], help="families (default: all)"
+    )
     parser.add_argument(
         "--parts",
         default="compare,studies",
@@ -159,10 +165,10 @@ def main() -> None:
     parser.add_argument("--study-seeds", type=int, help="of the studies (default: few, see `seeds_of`)")
     parser.add_argument("--write", action="store_true", help="fill the page's blocks at the end")
     arguments = parser.parse_args()
-    unknown = set(arguments.parts.split(",")) - {"compare", "studies", *STUDIES}
+    unknown = set(arguments.parts.split(",")) - {"compare", "studies", *STUDIES, *APART}
     if unknown:
         parser.error(f"--parts: unknown {', '.join(sorted(unknown))}")
-    for family in arguments.only or FAMILIES:
+    for family in arguments.only or (*FAMILIES, *APART.values()):
         run_family(
             family, arguments.output, arguments.parts.split(","), arguments.seeds, arguments.study_seeds
         )

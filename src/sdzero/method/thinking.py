@@ -89,13 +89,12 @@ def thinking_of(tokenizer: "PreTrainedTokenizerBase", chat: ChatSettings) -> Thi
     if begun.rfind(opened) >= 0:
         seen.append(f"the prompt ends within `{opened}`")
     seen += [f"the prompt speaks of `{mark}`" for mark in OPENING if mark in own.rpartition(_PROBE)[0]]
-    certain = bool(seen)
+    if seen:
+        return Thinking("always", tuple(seen), is_on=True)
     seen += [f"the template has `{mark}`" for mark in OPENING + CLOSING if mark in template]
     if _HISTORY.search(template):
         seen.append("the template reads the thoughts of earlier turns")
-    if not seen:
-        return Thinking("none")
-    return Thinking("always", tuple(seen), is_on=True, certain=certain)
+    return Thinking("always", tuple(seen), is_on=True, certain=False) if seen else Thinking("none")
 
 
 def thinking_warning(thinking: Thinking, distill: DistillSettings) -> str | None:
