@@ -92,6 +92,10 @@ def test_the_last_override_wins_and_can_mend_the_file(small: Path) -> None:
         (["distill.sync=steps"], ["sync_every goes with sync: steps", "distill"]),
         (["distill.sync=plateau"], ["looks at the tuning score", "evaluate_every", "distill"]),
         (["distill.sync=epoch", "distill.teacher_decay=0.9"], ["follows the student", "distill"]),
+        (
+            ["distill.token_share=0.5", "distill.divergence_on=final_answer"],
+            ["token_share chooses among all tokens", "distill"],
+        ),
         (["distill.clip_gradient=stop"], ["clip_gradient goes with divergence_clip", "distill"]),
         (["distill.token_share=0"], ["distill.token_share", "greater than 0"]),
         (["distill.early_stop_patience=2"], ["early_stop_patience needs evaluate_every"]),

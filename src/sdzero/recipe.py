@@ -309,6 +309,10 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
             raise ValueError("sync: plateau looks at the tuning score: set evaluate_every")
         if self.sync != "never" and self.teacher_decay is not None:
             raise ValueError("a teacher with teacher_decay follows the student: set sync: never")
+        if self.token_share < 1 and self.divergence_on != "all":
+            raise ValueError(
+                "token_share chooses among all tokens: set divergence_on: all, or token_share: 1"
+            )
         if self.clip_gradient != "scale" and self.divergence_clip is None:
             raise ValueError("clip_gradient goes with divergence_clip, and only with it")
         if self.early_stop_patience is not None and self.evaluate_every is None:

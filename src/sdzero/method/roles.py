@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from jinja2.exceptions import TemplateError
@@ -85,7 +85,7 @@ class DistillationPair:
     targets: tuple[int, ...]
     student_logit_positions: tuple[int, ...]
     teacher_logit_positions: tuple[int, ...]
-    loss_weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_side("student", self.student_ids, self.student_logit_positions, self.targets)
@@ -125,7 +125,7 @@ class StudentTargets:
     student_ids: tuple[int, ...]
     targets: tuple[int, ...]
     student_logit_positions: tuple[int, ...]
-    loss_weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_side("student", self.student_ids, self.student_logit_positions, self.targets)

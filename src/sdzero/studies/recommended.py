@@ -20,6 +20,7 @@ PAPER: Mapping[str, Any] = {
     "divergence_clip": None,
     "clip_gradient": "scale",
     "token_share": 1.0,
+    "divergence_on": "all",
     "contrast": 0.0,
     "policy_gradient_weight": 0.0,
     "question_sampling": "uniform",
