@@ -3,9 +3,9 @@
     python benchmarks/comparison.py --output runs/comparison --write
 
 runs (or resumes) everything, copies the result files to `benchmarks/results/`, and with `--write` fills
-the marked blocks of docs/comparison.md, docs/options.md, docs/label-free.md, docs/thinking.md and README.md.
-`--only walks` takes one family, `--parts compare` one part. On two cores the whole takes two to three hours; families can run side by side,
-one process each, with OMP_NUM_THREADS=1.
+the marked blocks of docs/comparison.md, docs/options.md, docs/label-free.md, docs/thinking.md and
+README.md. `--only walks` takes one family, `--parts compare` one part. On two cores the whole takes two
+to three hours; families can run side by side, one process each, with OMP_NUM_THREADS=1.
 """
 
 import argparse
