@@ -313,6 +313,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "suite": SAMPLING
     | {
+        "name": "The suite that `sdzero run` ends with; `null`: none.",
         "data": "A folder with a local copy of each benchmark; `null`: the hub. `--suite-data` overrides it.",
         "k": "Responses per question.",
         "math_instruction": "Text after every mathematical question, in place of `chat.answer_instruction`.",

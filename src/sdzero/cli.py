@@ -114,6 +114,16 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     report(f"results: {folder / 'results.json'}")
 
 
+def print_suite_of(recipe: Recipe, folder: Path) -> None:
+    """The table of the suite that the recipe names, if it does."""
+    if recipe.suite.name is not None:
+        from sdzero.evaluate.suite_table import print_suite
+        from sdzero.run_dir import RunDir
+
+        scores = RunDir.unlocked(folder).read_json(f"suites/{recipe.suite.name}.json")
+        print_suite(scores, folder, console)
+
+
 @app.command()
 def run(
     recipe: RecipeArgument,
@@ -140,6 +150,7 @@ def run(
         folder = output or Path("runs") / settings.name
         if seeds == 1:
             print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder)
+            print_suite_of(settings, folder)
             return
         from sdzero.compare_methods import with_seed
         from sdzero.results import over_seeds
@@ -152,6 +163,7 @@ def run(
                 with_seed(settings, seed), folder / f"seed-{seed}", lambda stages: stages.run_all()
             )
             print_results(own, folder / f"seed-{seed}")
+            print_suite_of(settings, folder / f"seed-{seed}")
             every.append(own)
         summary = over_seeds(every)
         RunDir.unlocked(folder).write_json("results.json", summary)

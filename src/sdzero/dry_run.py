@@ -206,6 +206,7 @@ def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
             "rft": one_step(recipe.rft),
             "budget": BudgetSettings(),
             "evaluate": recipe.evaluate.model_copy(update=sampling | {"k": 1}),
+            "suite": recipe.suite.model_copy(update={"name": None}),
         }
     )
 
@@ -251,6 +252,10 @@ def dry_run(
         f" canaries are graded{_where_graded(recipe)})"
     )
     report("  sizes: one optimizer step a stage, one response a question")
+    if recipe.suite.name is not None:
+        report(f"  suite {recipe.suite.name} -> not scored")
+    if recipe.labels.source != "reference":
+        report("  labels by majority -> the rows' own answers")
 
     def ending(make: EngineMaker) -> EngineMaker:
         def made(model: PreTrainedModel, roles: Roles) -> RolloutEngine:

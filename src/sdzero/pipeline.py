@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sdzero.baselines.registry import baseline_named
 from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
-from sdzero.evaluate.suite_run import score_suite
+from sdzero.evaluate.suite_run import load_suite, score_suite
 from sdzero.ledger import Ledger
 from sdzero.method.collect import collect
 from sdzero.method.distill import SelfDistillationTrainer
@@ -330,12 +330,18 @@ class Stages(RunContext):
         return results
 
     def run_all(self) -> dict[str, Any]:
-        """All stages in order."""
+        """All stages in order; at the end the recipe's suite, if it names one."""
+        suite = self.recipe.suite.name
+        if suite is not None:  # what is missing of it is told before anything is trained
+            load_suite(self, suite, None)
         self.phase_1()
         self.distill()
         if self.recipe.rft.enabled:
             self.baseline("rft")
-        return self.evaluate_all()
+        results = self.evaluate_all()
+        if suite is not None:
+            self.suite(suite)
+        return results
 
 
 def default_engine(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EngineMaker:

@@ -273,3 +273,18 @@ def test_each_kind_has_the_verifier_that_fits(tmp_path: Path) -> None:
     assert verifier_settings(code, "code") == code.verifier
     with pool_of(verifier_settings(code, "math")) as pool:
         pool.check_canaries()
+
+
+def test_a_run_may_end_with_a_suite_and_asks_for_it_first(tmp_path: Path) -> None:
+    named = SMALL | {"name": "aime24", "data": str(tmp_path / "benchmarks")}
+    suite = Suite(tmp_path, suite=named)
+    arguments = ["run", str(suite.recipe), "-o", str(suite.run), "rft.enabled=false", "evaluate.k=1"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "no copy of aime24 is here" in refused.stderr
+    assert not (suite.run / "collect").exists(), "nothing was sampled"
+    write_jsonl(suite.data / "aime24.jsonl", aime_rows(load_recipe(suite.recipe)))
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert set(suite.scores("aime24")["models"]) == {"base", "srt", "sdzero"}
+    assert "AIME24" in done.output.rpartition("results.json")[2], "the suite's table is the last"

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -16,6 +17,11 @@ from sdzero.evaluate.suites import BENCHMARKS, SUITES, benchmarks_of
 from sdzero.questions.program_rows import ask_for_program
 from sdzero.questions.programs import METADATA_KEY
 from sdzero.questions.question import Question
+from sdzero.recipe_suites import SuiteName
+
+
+def test_a_recipe_may_name_each_suite_and_benchmark() -> None:
+    assert set(get_args(SuiteName)) == {*SUITES, *BENCHMARKS}
 
 
 def test_the_suites_hold_the_papers_benchmarks() -> None:
