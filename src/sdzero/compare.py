@@ -26,7 +26,8 @@ from sdzero.compare_results import REFERENCE, by_kind, compare_results
 from sdzero.errors import UserError
 from sdzero.pipeline import Stages, open_run
 from sdzero.rate_search import search
-from sdzero.recipe import DistillSettings, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_distill import DistillSettings
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir
 

@@ -12,7 +12,9 @@ from sdzero.errors import CollapseError, UserError, unknown_name
 from sdzero.method.alarms import last_good_checkpoint
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
-from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_base import OptimizerSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.run_context import Budget
 
 OWN_METHODS = ("base", "srt", "sdzero")

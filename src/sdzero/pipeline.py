@@ -32,7 +32,9 @@ from sdzero.models import DTYPES, load_tokenizer, pick_device, resolve_path
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
-from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe, SrtSettings
+from sdzero.recipe import Recipe, SrtSettings
+from sdzero.recipe_base import OptimizerSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.results import NAMES, check_score_name, run_results
 from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine

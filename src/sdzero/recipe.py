@@ -4,21 +4,19 @@ Settings are pydantic models that refuse unknown keys and impossible pairs. `loa
 `recipe_io.py` reads them from YAML.
 """
 
-from string import Formatter
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sdzero.recipe_base import Settings
+from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
+from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
 
 BUILT_IN = ("arithmetic", "spelling", "walks", "edits", "starts")
 """Sources whose questions are made by the package itself, each with an embedded model of its own."""
-
-FALSE_STARTS = ("Wait", "wait", "Hmm", "hmm", "Actually", "Let me start over", "let me start over")
-"""Words by which a response gives a try up."""
 
 VOTING_SOURCES = ("arithmetic", "walks", "starts", "jsonl", "huggingface")
 """Sources whose answers responses can agree on."""
@@ -166,44 +164,6 @@ class VerifierSettings(Settings):
         return self
 
 
-class OptimizerSettings(Settings):
-    """AdamW and its schedule. Sizes are in sequences per optimizer step and per forward pass."""
-
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_steps: int = Field(default=0, ge=0)
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    micro_batch_size: int = Field(default=32, ge=1)
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size"
-                f" ({self.micro_batch_size})"
-            )
-        if self.warmup_steps and self.warmup_ratio:
-            raise ValueError("set warmup_steps or warmup_ratio, not both")
-        if self.schedule == "constant" and (self.warmup_steps or self.warmup_ratio):
-            raise ValueError("schedule `constant` has no warm-up; use `constant_with_warmup`")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("each of betas must be at least 0 and below 1")
-        return self
-
-
-class SamplingSettings(Settings):
-    """How responses are sampled. `batch_size` is the unit of resuming: a finished batch is kept."""
-
-    temperature: float = Field(default=0.7, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-    batch_size: int = Field(default=256, ge=1)
-
-
 class RolloutSettings(Settings):
     """The engine that samples. `batch_size` is how many responses it holds in memory at one time."""
 
@@ -248,171 +208,6 @@ class SrtSettings(OptimizerSettings):
     checkpoint_every: int = Field(default=50, ge=1)
 
 
-class DistillSettings(OptimizerSettings, SamplingSettings):
-    """Phase 2: on-policy self-distillation (paper, equation 5). `batch_size` counts questions a step.
-
-    `sync` makes the teacher the student again after each epoch, every `sync_every` steps, or with `plateau`
-    when the tuning score has not risen at an evaluation; with `teacher_decay` d the teacher is instead, after
-    every step, d times itself and 1 - d times the student.
-    `divergence_clip` (nats) bounds what a token adds; above it its gradient is scaled down, or stopped.
-    `token_share` keeps that share of a response's tokens, of the highest student entropy. `contrast` takes
-    the other phrase's change from the teacher; `policy_gradient_weight` adds a policy gradient.
-    `question_sampling` draws questions evenly, or more often those that are solved about half of the time.
-    `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence; the
-    traces are the run's own, or those of another run's file `rehearsal_traces`.
-    `teacher` is a model folder to be the Reviser in place of the SRT model.
-    `phrase_for_reward` is for ablations: `held` gives the Reviser the phrase of r = 1 whatever the
-    reward, `flipped` the other one.
-    `divergence_on` keeps the divergence to a part of each response, for models that think aloud: what follows
-    the last of `false_start_markers`, or the final answer.
-    """
-
-    teacher: str | None = None
-    divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
-    divergence_clip: float | None = Field(default=None, gt=0)
-    clip_gradient: Literal["scale", "stop"] = "scale"
-    token_share: float = Field(default=1.0, gt=0, le=1)
-    contrast: float = Field(default=0.0, ge=0)
-    policy_gradient_weight: float = Field(default=0.0, ge=0)
-    question_sampling: Literal["uniform", "solve_rate"] = "uniform"
-    chunk_tokens: int = Field(default=1024, ge=1)
-    normalize: Literal["tokens", "sequences"] = "tokens"
-    epochs: int = Field(default=1, ge=1)
-    sync: Literal["never", "epoch", "steps", "plateau"] = "never"
-    sync_every: int | None = Field(default=None, ge=1)
-    teacher_decay: float | None = Field(default=None, ge=0, lt=1)
-    rehearsal_weight: float = Field(default=0.0, ge=0)
-    rehearsal_batch_size: int = Field(default=16, ge=1)
-    rehearsal_traces: str | None = None
-    phrase_for_reward: Literal["true", "held", "flipped"] = "true"
-    divergence_on: Literal["all", "after_last_false_start", "final_answer"] = "all"
-    false_start_markers: list[str] = Field(default=list(FALSE_STARTS), min_length=1)
-    max_context: int | None = Field(default=None, ge=1)
-    overlong: Literal["drop", "error"] = "drop"
-    evaluate_every: int | None = Field(default=None, ge=1)
-    early_stop_patience: int | None = Field(default=None, ge=1)
-    checkpoint_every: int = Field(default=50, ge=1)
-
-    @field_validator("phrase_for_reward", mode="before")
-    @classmethod
-    def _unquoted_true(cls, value: Any) -> Any:
-        """YAML reads an unquoted `true` as a boolean."""
-        return "true" if value is True else value
-
-    @field_validator("false_start_markers")
-    @classmethod
-    def _words(cls, value: list[str]) -> list[str]:
-        if not all(marker.strip() for marker in value):
-            raise ValueError("a false-start marker must not be empty")
-        return value
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        if (self.sync == "steps") != (self.sync_every is not None):
-            raise ValueError("sync_every goes with sync: steps, and only with it")
-        if self.sync == "plateau" and self.evaluate_every is None:
-            raise ValueError("sync: plateau looks at the tuning score: set evaluate_every")
-        if self.sync != "never" and self.teacher_decay is not None:
-            raise ValueError("a teacher with teacher_decay follows the student: set sync: never")
-        if self.token_share < 1 and self.divergence_on != "all":
-            raise ValueError(
-                "token_share chooses among all tokens: set divergence_on: all, or token_share: 1"
-            )
-        if self.clip_gradient != "scale" and self.divergence_clip is None:
-            raise ValueError("clip_gradient goes with divergence_clip, and only with it")
-        if self.early_stop_patience is not None and self.evaluate_every is None:
-            raise ValueError("early_stop_patience needs evaluate_every")
-        return self
-
-
-class RftSettings(OptimizerSettings):
-    """RFT: fine-tuning on own verified-correct responses. `enabled`: part of `sdzero run`."""
-
-    enabled: bool = True
-    epochs: int = Field(default=2, ge=1)
-    checkpoint_every: int = Field(default=50, ge=1)
-
-
-class SftSettings(OptimizerSettings):
-    """SFT on given demonstrations: the data's worked `solutions` (`data.fields.solution`), or, where there
-    are none, its reference `answers`, each written into `answer_format`."""
-
-    demonstrations: Literal["solutions", "answers"] = "solutions"
-    answer_format: str = "\\boxed{{{answer}}}"
-    epochs: int = Field(default=2, ge=1)
-    checkpoint_every: int = Field(default=50, ge=1)
-
-    @field_validator("answer_format")
-    @classmethod
-    def _has_a_place(cls, value: str) -> str:
-        return _with_places(value, {"answer"})
-
-
-class GrpoSettings(OptimizerSettings):
-    """GRPO (arXiv 2402.03300) by TRL's trainer. `batch_size` counts responses a step, of which
-    `responses_per_question` belong to one question. Sampling is untruncated unless `top_p` is lowered."""
-
-    responses_per_question: int = Field(default=4, ge=2)
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-    kl_weight: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=0.2, gt=0)
-    checkpoint_every: int = Field(default=50, ge=1)
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Self:
-        if self.batch_size % self.responses_per_question:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of responses_per_question"
-                f" ({self.responses_per_question})"
-            )
-        return self
-
-
-class OnPolicySettings(OptimizerSettings):
-    """What on-policy baselines share: one response a question; `batch_size` counts questions a step."""
-
-    temperature: float = Field(default=0.7, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-    normalize: Literal["tokens", "sequences"] = "tokens"
-    checkpoint_every: int = Field(default=50, ge=1)
-
-
-class SdftSettings(OnPolicySettings):
-    """SDFT (arXiv 2601.19897): self-distillation from a teacher that reads the question with a reference.
-
-    The teacher is the base model on `template`, where `{question}` and `{reference}` are filled in: the
-    reference is the data's `solution` or its `answer`. `sync` as in phase 2.
-    """
-
-    reference: Literal["solution", "answer"] = "answer"
-    template: str = "{question}\n\nThe answer is {reference}."
-    divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
-    chunk_tokens: int = Field(default=1024, ge=1)
-    sync: Literal["never", "epoch", "steps"] = "never"
-    sync_every: int | None = Field(default=None, ge=1)
-
-    @field_validator("template")
-    @classmethod
-    def _has_places(cls, value: str) -> str:
-        return _with_places(value, {"question", "reference"})
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        if (self.sync == "steps") != (self.sync_every is not None):
-            raise ValueError("sync_every goes with sync: steps, and only with it")
-        return self
-
-
-class NegativeSettings(OnPolicySettings):
-    """The control of arXiv 2608.31046: policy gradient with a constant negative `advantage` on the tokens
-    of wrong responses and none on right ones; no teacher."""
-
-    advantage: float = Field(default=-1.0, lt=0)
-
-
 class BudgetSettings(Settings):
     """What every baseline may sample for training: as many `responses`, or sampled `tokens`, as given, or,
     where nothing is given, as SD-Zero spent in the same run. `match` says which of the two is matched."""
@@ -435,18 +230,6 @@ class CompareSettings(Settings):
         if any(factor <= 0 for factor in value) or len(set(value)) < len(value):
             raise ValueError("rate_factors must be distinct and above 0")
         return value
-
-
-def _with_places(template: str, places: set[str]) -> str:
-    """The template, if it has exactly these places; else ValueError."""
-    try:
-        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError as fault:
-        raise ValueError(f"{template!r} is no template: {fault}; write {{{{ and }}}} for braces") from fault
-    if found != places:
-        wanted = " and ".join(f"{{{name}}}" for name in sorted(places))
-        raise ValueError(f"{template!r} must have the places {wanted} and no other")
-    return template
 
 
 class AlarmSettings(Settings):

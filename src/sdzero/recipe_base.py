@@ -1,9 +1,49 @@
-"""The base of all settings. Imports no torch."""
+"""What settings have in common: strictness, the optimizer, sampling. Imports no torch."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule. Sizes are in sequences per optimizer step and per forward pass."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    micro_batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size"
+                f" ({self.micro_batch_size})"
+            )
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("set warmup_steps or warmup_ratio, not both")
+        if self.schedule == "constant" and (self.warmup_steps or self.warmup_ratio):
+            raise ValueError("schedule `constant` has no warm-up; use `constant_with_warmup`")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("each of betas must be at least 0 and below 1")
+        return self
+
+
+class SamplingSettings(Settings):
+    """How responses are sampled. `batch_size` is the unit of resuming: a finished batch is kept."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(default=256, ge=1)

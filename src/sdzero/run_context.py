@@ -16,7 +16,8 @@ from sdzero.method.srt import train_weighted
 from sdzero.models import load_model, save_model
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
-from sdzero.recipe import AlarmSettings, OptimizerSettings, Recipe
+from sdzero.recipe import AlarmSettings, Recipe
+from sdzero.recipe_base import OptimizerSettings
 from sdzero.rollout.engine import RolloutEngine
 from sdzero.run_dir import RunDir
 from sdzero.step_log import StepLog

@@ -15,7 +15,8 @@ from sdzero.method.roles import Roles
 from sdzero.method.teacher import Teacher
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
-from sdzero.recipe import ChatSettings, PhraseSettings, SdftSettings
+from sdzero.recipe import ChatSettings, PhraseSettings
+from sdzero.recipe_baselines import SdftSettings
 from sdzero.run_context import Budget, RunContext
 from sdzero.verify.verdict import Outcome, Verdict
 from support import in_turn

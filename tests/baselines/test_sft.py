@@ -10,7 +10,8 @@ from sdzero.errors import UserError
 from sdzero.method.roles import Roles
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
-from sdzero.recipe import ChatSettings, PhraseSettings, SftSettings
+from sdzero.recipe import ChatSettings, PhraseSettings
+from sdzero.recipe_baselines import SftSettings
 from sdzero.run_context import Budget
 
 SOLVED = Question("q1", "3+4*5", "23", solution="4*5=20;3+20=23\\boxed{23}")

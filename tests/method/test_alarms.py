@@ -23,7 +23,8 @@ from sdzero.method.teacher import Teacher
 from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
-from sdzero.recipe import AlarmSettings, ChatSettings, DistillSettings, PhraseSettings
+from sdzero.recipe import AlarmSettings, ChatSettings, PhraseSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
 from sdzero.tiny.arithmetic import post_training_problems

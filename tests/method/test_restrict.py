@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdzero.method.restrict import carrying_tokens, false_starts_in, final_answer_start
 from sdzero.models import load_tokenizer
-from sdzero.recipe import FALSE_STARTS
+from sdzero.recipe_distill import FALSE_STARTS
 
 END = 0
 

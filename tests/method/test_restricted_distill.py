@@ -20,7 +20,8 @@ from sdzero.method.roles import AlignmentError, DistillationPair, Roles, Student
 from sdzero.method.teacher import Teacher
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
-from sdzero.recipe import ChatSettings, DistillSettings, PhraseSettings, Recipe
+from sdzero.recipe import ChatSettings, PhraseSettings, Recipe
+from sdzero.recipe_distill import DistillSettings
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
 from sdzero.tiny.arithmetic import post_training_problems

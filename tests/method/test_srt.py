@@ -17,7 +17,8 @@ from sdzero.method.srt import SRTConfig, SRTTrainer, srt_rows, train_weighted, w
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
-from sdzero.recipe import ChatSettings, OptimizerSettings, PhraseSettings, SrtSettings
+from sdzero.recipe import ChatSettings, PhraseSettings, SrtSettings
+from sdzero.recipe_base import OptimizerSettings
 
 VOCABULARY, CONTEXT = 23, 40
 

@@ -9,7 +9,8 @@ import pytest
 
 from sdzero.method.thinking import Thinking, thinking_of, thinking_warning
 from sdzero.models import load_tokenizer
-from sdzero.recipe import ChatSettings, DistillSettings
+from sdzero.recipe import ChatSettings
+from sdzero.recipe_distill import DistillSettings
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>\n{% endfor %}"
 ASKED = "{% if add_generation_prompt %}<|assistant|>"

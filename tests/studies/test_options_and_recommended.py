@@ -6,7 +6,8 @@ import pytest
 
 from fake_stages import COLLECTED, DISTILLED, Play, fake_stages, play_baselines, play_scores
 from sdzero.method.distill_config import SAME_NAME
-from sdzero.recipe import DistillSettings, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_distill import DistillSettings
 from sdzero.studies.options import OPTIONS, option_rows
 from sdzero.studies.recommended import PAPER, RECOMMENDED, VARIANTS, recommended_rows, search_rates
 from sdzero.studies.run import STUDIES, run_seed, run_study

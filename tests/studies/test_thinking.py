@@ -7,7 +7,8 @@ import pytest
 
 from fake_stages import fake_stages
 from sdzero.errors import UserError
-from sdzero.recipe import FALSE_STARTS, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_distill import FALSE_STARTS
 from sdzero.studies.study import Chosen
 from sdzero.studies.thinking import LABELS, RESTRICTED, check_all, searching, thinking_rows, without_phrases
 

@@ -56,7 +56,7 @@ from sdzero.method.training import (
     last_complete_checkpoint,
     training_arguments,
 )
-from sdzero.recipe import GrpoSettings
+from sdzero.recipe_baselines import GrpoSettings
 from sdzero.run_context import Budget, RunContext
 
 LOGGED = (

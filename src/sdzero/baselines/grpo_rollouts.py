@@ -16,7 +16,7 @@ from sdzero.errors import UserError
 from sdzero.method.distill import rollout_file
 from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.questions.question import Question
-from sdzero.recipe import GrpoSettings
+from sdzero.recipe_baselines import GrpoSettings
 from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.run_context import Budget
 from sdzero.verify.verdict import Outcome, Verdict

@@ -7,7 +7,7 @@ too long or too fast ruins the model.
 
 from sdzero.baselines.on_policy import train_on_policy
 from sdzero.method.objectives import ConstantAdvantage
-from sdzero.recipe import NegativeSettings
+from sdzero.recipe_baselines import NegativeSettings
 from sdzero.run_context import Budget, RunContext
 
 

@@ -14,7 +14,7 @@ from sdzero.method.objectives import Objective
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import pick_device
-from sdzero.recipe import OnPolicySettings
+from sdzero.recipe_baselines import OnPolicySettings
 from sdzero.run_context import Budget, RunContext
 
 

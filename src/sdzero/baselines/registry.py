@@ -11,7 +11,9 @@ from sdzero.baselines.sdft import train_sdft
 from sdzero.baselines.sft import check_solutions, train_sft
 from sdzero.errors import UserError, unknown_name
 from sdzero.questions.question import Question
-from sdzero.recipe import OptimizerSettings, Recipe, SdftSettings, SftSettings
+from sdzero.recipe import Recipe
+from sdzero.recipe_base import OptimizerSettings
+from sdzero.recipe_baselines import SdftSettings, SftSettings
 from sdzero.run_context import Budget, RunContext
 
 

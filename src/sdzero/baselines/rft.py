@@ -12,7 +12,8 @@ from sdzero.errors import UserError
 from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.questions.question import Question
-from sdzero.recipe import RftSettings, SamplingSettings
+from sdzero.recipe_base import SamplingSettings
+from sdzero.recipe_baselines import RftSettings
 from sdzero.rollout.engine import Sampling, seed_of
 from sdzero.run_context import Budget, RunContext
 from sdzero.verify.verdict import Verdict

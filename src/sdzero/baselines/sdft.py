@@ -14,7 +14,7 @@ from sdzero.baselines.on_policy import train_on_policy
 from sdzero.baselines.sft import check_solutions
 from sdzero.method.objectives import ReferenceDivergence
 from sdzero.method.teacher import Teacher
-from sdzero.recipe import SdftSettings
+from sdzero.recipe_baselines import SdftSettings
 from sdzero.run_context import Budget, RunContext
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sdzero.errors import UserError
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.questions.question import Question
-from sdzero.recipe import SftSettings
+from sdzero.recipe_baselines import SftSettings
 from sdzero.run_context import Budget, RunContext
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sdzero.method.training import training_arguments
-from sdzero.recipe import DistillSettings, OnPolicySettings
+from sdzero.recipe_baselines import OnPolicySettings
+from sdzero.recipe_distill import DistillSettings
 
 SAME_NAME = (
     "temperature",

@@ -50,7 +50,8 @@ from sdzero.method.training import (
     training_arguments,
 )
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
-from sdzero.recipe import AlarmSettings, OptimizerSettings, SrtSettings
+from sdzero.recipe import AlarmSettings, SrtSettings
+from sdzero.recipe_base import OptimizerSettings
 
 LOGITS_AT_A_TIME = 1 << 27
 """Logits (tokens times vocabulary) that are held at once, in float32; more are made again backward."""

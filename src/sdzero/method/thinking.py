@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from sdzero.recipe import ChatSettings, DistillSettings
+from sdzero.recipe import ChatSettings
+from sdzero.recipe_distill import DistillSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sdzero.errors import CollapseError, UserError
-from sdzero.recipe import OptimizerSettings
+from sdzero.recipe_base import OptimizerSettings
 
 COMPLETE_MARKER = "complete.json"
 """Written into a checkpoint's folder last, so a folder that has it is whole."""

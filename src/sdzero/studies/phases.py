@@ -9,7 +9,7 @@ from sdzero.errors import UserError
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
-from sdzero.recipe import DistillSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.run_context import Budget
 from sdzero.studies.study import Chosen, Row, Study, changed, own_rows, trained
 

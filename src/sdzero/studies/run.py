@@ -13,7 +13,8 @@ from sdzero.compare_results import COSTS, p_value, paired, percent
 from sdzero.errors import UserError, unknown_name
 from sdzero.evaluate.stats import interval_over_seeds
 from sdzero.pipeline import Stages, open_run
-from sdzero.recipe import DistillSettings, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_io import recipe_sha256
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir, package_versions

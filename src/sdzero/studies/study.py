@@ -7,7 +7,9 @@ from typing import Any
 
 from sdzero.pipeline import Stages
 from sdzero.questions.question import Question
-from sdzero.recipe import DistillSettings, OptimizerSettings, Recipe
+from sdzero.recipe import Recipe
+from sdzero.recipe_base import OptimizerSettings
+from sdzero.recipe_distill import DistillSettings
 from sdzero.run_context import Report
 
 Progress = Callable[[str, int, int], None]
