@@ -149,8 +149,8 @@ class ReviserDivergence(TeacherDivergence):
     What both phrases change alike, such as style, falls out at c = 1.
 
     `policy_gradient_weight` w > 0 adds -w (r - b) log pi(y_t) for each token, b the mean reward of the step
-    (a hybrid, as in arXiv 2604.03128 and 2606.04036). The step is on-policy, so there is no ratio to clip; like
-    the divergence, log pi is at temperature 1, and the term is the exact gradient only if y is sampled so too.
+    (a hybrid, as in arXiv 2604.03128 and 2606.04036). The step is on-policy, so there is no ratio to clip.
+    Like the divergence, log pi is at temperature 1: the term is exact only if y is sampled so too.
     """
 
     phrase_for_reward: str = "true"
