@@ -60,7 +60,6 @@ SECTIONS = {
     "verifier.sandbox": "How the verifier `code` runs programs, and the limits of one test of one program."
     " See [sandbox.md](sandbox.md).",
     "rollout": "The engine that samples.",
-    "labels": "Where the rewards of training come from. See [label-free.md](label-free.md).",
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
     "distill": "Phase 2: on-policy self-distillation.",
@@ -157,8 +156,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "languages": "Languages that `codeforces` asks for, each for an equal share of the problems.",
         "max_tests": "Most tests of a code question that are kept, evenly spaced from the first to the last.",
         "pool": "Questions drawn from the reasoning-gym tasks together.",
-        "faulty": "Rows without an answer, and questions that stand there with two: refuse, or leave out."
-        " `keep`: rows without an answer are trained on ([label-free.md](label-free.md)).",
+        "faulty": "Rows without an answer, and questions that stand there with two: refuse, or leave out.",
         "split_seed": "Seed of the ranking that the sets are cut from (and of reasoning-gym).",
         "n1": "Questions for phase 1.",
         "n2": "Questions for phase 2.",
@@ -202,12 +200,6 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "rollout": {
         "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",
-    },
-    "labels": {
-        "source": "`majority`: the answer that most of the base model's responses agree on stands for the"
-        " data's.",
-        "samples": "Responses to each training question that vote.",
-        "min_agreement": "Smallest share of the samples that must give the label; else no training on it.",
     },
     "collect": SAMPLING
     | {

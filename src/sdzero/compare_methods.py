@@ -54,8 +54,8 @@ class Method:
         """The ledger's stages that are its cost."""
         own: dict[str, tuple[str, ...]] = {
             "base": (),
-            "srt": ("labels", "collect", "srt"),
-            "sdzero": ("labels", "collect", "srt", "distill"),
+            "srt": ("collect", "srt"),
+            "sdzero": ("collect", "srt", "distill"),
         }
         return own.get(self.kind, (self.name,))
 

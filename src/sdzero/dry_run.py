@@ -254,8 +254,6 @@ def dry_run(
     report("  sizes: one optimizer step a stage, one response a question")
     if recipe.suite.name is not None:
         report(f"  suite {recipe.suite.name} -> not scored")
-    if recipe.labels.source != "reference":
-        report("  labels by majority -> the rows' own answers")
 
     def ending(make: EngineMaker) -> EngineMaker:
         def made(model: PreTrainedModel, roles: Roles) -> RolloutEngine:

@@ -40,7 +40,6 @@ from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_context import Budget, EngineMaker, Report, RunContext
 from sdzero.run_dir import RunDir
-from sdzero.run_labels import label_facts, label_run
 from sdzero.verify.code import check_languages
 from sdzero.verify.pool import pool_of
 
@@ -326,8 +325,6 @@ class Stages(RunContext):
             if self.run.path(f"evaluate/{name}.json").exists()
         }
         results = run_results(self.recipe, self.run, self.ledger, found)
-        if self.recipe.labels.source == "majority":
-            results["labels"] = label_facts(self)
         self.run.write_json("results.json", results)
         return results
 
@@ -392,7 +389,7 @@ def open_run(
             check_languages(questions, recipe.verifier.sandbox)
         with pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool:
             pool.check_canaries()
-            stages = Stages(
+            yield Stages(
                 recipe=recipe,
                 run=run,
                 ledger=Ledger(run.path("ledger.jsonl")),
@@ -404,9 +401,6 @@ def open_run(
                 progress=progress,
                 make_engine=wrap_engine(make_engine) if wrap_engine else make_engine,
             )
-            if not shared_questions:  # the random model of a dry run gives no answers
-                label_run(stages)
-            yield stages
     finally:
         torch.set_flush_denormal(False)
         run.close()

@@ -11,15 +11,11 @@ from pydantic import Field, field_validator, model_validator
 from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
 from sdzero.recipe_distill import DistillSettings
-from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
 
 BUILT_IN = ("arithmetic", "spelling", "walks", "edits", "starts")
 """Sources whose questions are made by the package itself, each with an embedded model of its own."""
-
-VOTING_SOURCES = ("arithmetic", "walks", "starts", "jsonl", "huggingface")
-"""Sources whose answers responses can agree on."""
 
 CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
 """Sources of questions that ask for programs."""
@@ -73,8 +69,7 @@ class DataSettings(Settings):
     `tasks` are reasoning-gym task names; `pool` is how many questions are drawn from a generator.
     The sets are cut from one ranking of the distinct questions by hash of (`split_seed`, text): first
     test, then tuning, n1, n2. `faulty: drop` leaves out (and counts) rows without an answer and questions
-    that stand there with two answers; `error` refuses them. `keep` (label-free training) keeps rows without
-    an answer, for n1 and n2 alone.
+    that stand there with two answers; `error` refuses them.
     """
 
     source: Literal[
@@ -100,7 +95,7 @@ class DataSettings(Settings):
     languages: list[Literal["python", "cpp"]] = Field(default=["python"], min_length=1)
     max_tests: int | None = Field(default=None, ge=1)
     pool: int = Field(default=20_000, ge=1)
-    faulty: Literal["error", "drop", "keep"] = "error"
+    faulty: Literal["error", "drop"] = "error"
     split_seed: int = 0
     n1: int = Field(ge=1)
     n2: int = Field(ge=1)
@@ -274,7 +269,6 @@ class Recipe(Settings):
     data: DataSettings
     verifier: VerifierSettings = VerifierSettings()
     rollout: RolloutSettings = RolloutSettings()
-    labels: LabelSettings = LabelSettings()
     collect: CollectSettings
     srt: SrtSettings
     distill: DistillSettings
@@ -301,23 +295,6 @@ class Recipe(Settings):
                 "srt.checkpoint takes the place of collection, whose traces distill.rehearsal_weight needs:"
                 " set distill.rehearsal_traces, or distill.rehearsal_weight to 0"
             )
-        if self.data.faulty == "keep" and self.labels.source != "majority":
-            raise ValueError(
-                "data.faulty=keep keeps questions without an answer, for labels.source=majority only"
-            )
-        if self.labels.source == "majority" and (self.verifier.name, self.data.source) not in [
-            ("math", source) for source in VOTING_SOURCES
-        ]:
-            raise ValueError(
-                "labels.source=majority compares the answers of responses: that needs verifier.name=math and"
-                f" data.source one of {', '.join(VOTING_SOURCES)}"
-            )
-        if (
-            self.labels.source == "majority"
-            and self.sft is not None
-            and self.sft.demonstrations == "solutions"
-        ):
-            raise ValueError("labels.source=majority hides the data's solutions: leave section `sft` out")
         if self.data.source in CODE_SOURCES:
             learns = {
                 "sft.demonstrations=answers": self.sft is not None and self.sft.demonstrations == "answers",

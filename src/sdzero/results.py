@@ -25,7 +25,7 @@ NAMES = {
 }
 """Methods in the order in which tables show them."""
 BASELINES = ("sft", "rft", "grpo", "sdft", "negative")
-TRAINING_STAGES = ("labels", "collect", "srt", "distill")
+TRAINING_STAGES = ("collect", "srt", "distill")
 """The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart."""
 
 
@@ -44,13 +44,13 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
     spent = ledger.by_stage()
     responses = {
         "base": 0,
-        "srt": sum(spent.get(s, {}).get("responses", 0) for s in ("labels", "collect")),
+        "srt": spent.get("collect", {}).get("responses", 0),
         **{name: spent.get(name, {}).get("responses", 0) for name in BASELINES},
     }
     responses["sdzero"] = responses["srt"] + spent.get("distill", {}).get("responses", 0)
     seconds = {
         "base": 0.0,
-        "srt": sum(spent.get(s, {}).get("seconds", 0.0) for s in ("labels", "collect", "srt")),
+        "srt": sum(spent.get(s, {}).get("seconds", 0.0) for s in ("collect", "srt")),
         **{name: spent.get(name, {}).get("seconds", 0.0) for name in BASELINES},
     }
     seconds["sdzero"] = seconds["srt"] + spent.get("distill", {}).get("seconds", 0.0)

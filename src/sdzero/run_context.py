@@ -1,7 +1,7 @@
 """What the stages and the baselines of one run share: its folder, questions, verifier, models, budget."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +51,6 @@ class RunContext:
     report: Report
     progress: Callable[[str, int, int], None]
     make_engine: EngineMaker
-    answered: dict[str, Question] = field(default_factory=dict)
-    """Label-free: the training questions with their own answers, by id; for reports alone."""
 
     @property
     def training_questions(self) -> list[Question]:
@@ -103,7 +101,7 @@ class RunContext:
                     f"run SD-Zero in this folder first, or set budget.{match}",
                 )
             key = "responses" if match == "responses" else "sampled_tokens"
-            amount = sum(int(spent.get(stage, {}).get(key, 0)) for stage in ("labels", "collect", after))
+            amount = sum(int(spent.get(stage, {}).get(key, 0)) for stage in ("collect", after))
         return Budget(match, amount)
 
     def train_log(self, stage: str, part: int = 0) -> Callable[[dict[str, Any]], None]:

@@ -135,7 +135,8 @@ class GradedSampler:
         for start in range(0, len(draws), batch_size):
             name = f"{folder}/batch-{start // batch_size:05d}.jsonl"
             results += self.batch(draws[start : start + batch_size], sampling, name, stage, trim)
-            self.show_progress(folder, min(start + batch_size, len(draws)), len(draws))
+            if self._progress:
+                self._progress(folder, min(start + batch_size, len(draws)), len(draws))
             if enough is not None and enough(results):
                 break
         return results
@@ -167,11 +168,6 @@ class GradedSampler:
         )
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
         return graded
-
-    def show_progress(self, part: str, done: int, total: int) -> None:
-        """Tell whoever watches how far a part is."""
-        if self._progress:
-            self._progress(part, done, total)
 
     def note_weights_changed(self, times: int = 1) -> None:
         """Tell an engine that samples with the very model that is trained; others are sent the weights."""

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,7 @@ def _distinct(located: Iterable[Located], source: str, one_answer: bool, drop: b
         text = normalise(question.text)
         if text in first:
             first_where, kept = first[text]
-            if not kept.answer and question.answer:  # the one with an answer says more
-                first[text] = (first_where, replace(kept, answer=question.answer))
-            elif one_answer and question.answer and kept.answer != question.answer:
+            if one_answer and kept.answer != question.answer:
                 if drop:
                     ambiguous.add(text)
                     continue
@@ -106,8 +103,7 @@ def _distinct(located: Iterable[Located], source: str, one_answer: bool, drop: b
 
 
 def _kept(rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSettings) -> Iterator[Located]:
-    """Questions of (where, default id, row); rows without an answer follow `settings.faulty`: with `keep`
-    they are questions with an empty answer."""
+    """Questions of (where, default id, row); rows without an answer follow `settings.faulty`."""
     dropped = 0
     for where, default_id, row in rows:
         try:
@@ -115,11 +111,8 @@ def _kept(rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSett
         except EmptyAnswerError:
             if settings.faulty == "error":
                 raise
-            if settings.faulty == "drop":
-                dropped += 1
-                continue
-            whole = {**row, settings.fields.answer: "none"}
-            question = replace(question_from_row(whole, settings.fields, where, default_id), answer="")
+            dropped += 1
+            continue
         yield where, question
     if dropped:
         logger.warning("%s: %d rows without an answer left out", _describe(settings), dropped)

@@ -32,12 +32,11 @@ def normalise(text: str) -> str:
 def split_questions(questions: Sequence[Question], settings: "DataSettings") -> QuestionSets:
     """Cut the sets from one ranking of the distinct questions: test first, then tuning, n1, n2.
 
-    The rank of a question is the hash of (`split_seed`, text), so it depends neither on the order of the
-    data nor on how many questions there are. With several kinds, the ranking takes turns over the kinds
-    (by name), and ends with what the larger kinds have left, so that each set is balanced as far as the
-    kinds reach. With `faulty: keep`, questions without an answer can only be in n1 and n2. Raises
-    UserError if there are too few questions, or if a set overlaps another or, for the built-in questions,
-    what the embedded model was pre-trained on.
+    The rank of a question is the hash of (`split_seed`, text), so it depends neither on the order of
+    the data nor on how many questions there are. With several kinds, the ranking takes turns over the
+    kinds (by name), and ends with what the larger kinds have left, so that each set is balanced as far
+    as the kinds reach. Raises UserError if there are too few questions, or if a set overlaps another
+    or, for the built-in questions, what the embedded model was pre-trained on.
     """
     ranked = rank_questions(questions, settings.split_seed)
     needed = settings.test + settings.tuning + settings.n1 + settings.n2
@@ -48,23 +47,13 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
             todo="make the sets smaller, or bring more questions"
             + (" (a larger `pool`)" if settings.source == "reasoning_gym" else ""),
         )
-    answered = [question for question in ranked if question.answer or settings.faulty != "keep"]
-    scored = answered[: settings.test + settings.tuning]
-    if len(scored) < settings.test + settings.tuning:
-        raise UserError(
-            f"{settings.test + settings.tuning} questions with an answer are needed to score models, but"
-            f" there are {len(answered)}",
-            where=f"data: test {settings.test}, tuning {settings.tuning}",
-            todo="make the two sets smaller, or bring more answers",
-        )
-    taken = {question.id for question in scored}
-    trained = [question for question in ranked if question.id not in taken]
-    sets = QuestionSets(
-        n1=trained[: settings.n1],
-        n2=trained[settings.n1 : settings.n1 + settings.n2],
-        tuning=scored[settings.test :],
-        test=scored[: settings.test],
-    )
+    remaining = iter(ranked)
+
+    def take(count: int) -> list[Question]:
+        return [next(remaining) for _ in range(count)]
+
+    test, tuning = take(settings.test), take(settings.tuning)
+    sets = QuestionSets(n1=take(settings.n1), n2=take(settings.n2), tuning=tuning, test=test)
     pretraining = None
     if settings.source in BUILT_IN:
         from sdzero.tiny.problem import is_pretraining

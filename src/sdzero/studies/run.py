@@ -18,7 +18,6 @@ from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_io import recipe_sha256
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir, package_versions
-from sdzero.studies.labels import LABEL_STUDY
 from sdzero.studies.looking import LOOKING_STUDIES
 from sdzero.studies.options import OPTION_STUDIES
 from sdzero.studies.phases import PHASE_STUDIES
@@ -27,14 +26,7 @@ from sdzero.studies.study import Chosen, Study
 from sdzero.studies.thinking import THINKING_STUDY
 
 SCHEMA = 1
-ALL = (
-    *PHASE_STUDIES,
-    *LOOKING_STUDIES,
-    *OPTION_STUDIES,
-    *RECOMMENDED_STUDIES,
-    LABEL_STUDY,
-    THINKING_STUDY,
-)
+ALL = (*PHASE_STUDIES, *LOOKING_STUDIES, *OPTION_STUDIES, *RECOMMENDED_STUDIES, THINKING_STUDY)
 STUDIES: dict[str, Study] = {study.name: study for study in ALL}
 
 
