@@ -51,13 +51,13 @@ class Method:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The ledger's stages that are its cost."""
+        """The ledger's stages that are its cost; in label-free mode every training has the labels in its."""
         own: dict[str, tuple[str, ...]] = {
             "base": (),
-            "srt": ("collect", "srt"),
-            "sdzero": ("collect", "srt", "distill"),
+            "srt": ("labels", "collect", "srt"),
+            "sdzero": ("labels", "collect", "srt", "distill"),
         }
-        return own.get(self.kind, (self.name,))
+        return own.get(self.kind, ("labels", self.name))
 
 
 def parse_methods(names: Sequence[str]) -> list[Method]:

@@ -204,6 +204,7 @@ def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
                 rehearsal_batch_size=QUESTIONS,
             ),
             "rft": one_step(recipe.rft),
+            "labels": recipe.labels.model_copy(update={"source": "reference"}),
             "budget": BudgetSettings(),
             "evaluate": recipe.evaluate.model_copy(update=sampling | {"k": 1}),
             "suite": recipe.suite.model_copy(update={"name": None}),
@@ -251,6 +252,8 @@ def dry_run(
         f"  rewards of the verifier `{recipe.verifier.name}` -> every other response is called right (its"
         f" canaries are graded{_where_graded(recipe)})"
     )
+    if recipe.labels.is_majority:
+        report("  labels of a vote -> the rows' answers: responses of a random model have none to agree on")
     report("  sizes: one optimizer step a stage, one response a question")
     if recipe.suite.name is not None:
         report(f"  suite {recipe.suite.name} -> not scored")

@@ -79,7 +79,9 @@ def inspect_run(folder: Path, count: int, console: Console) -> None:
                     print_sequence(sequence, tokenizer, console)
                     shown = True
     questions = (
-        {q.id: q for q in load_questions(recipe.data)} if (folder / "distill/rollouts").exists() else {}
+        {q.id: q for q in load_questions(recipe.data, empty_answers=recipe.labels.is_majority)}
+        if (folder / "distill/rollouts").exists()
+        else {}
     )
     for rollouts_file in sorted(folder.glob("distill/rollouts/*.jsonl"))[:1]:
         for row in run.read_jsonl(str(rollouts_file.relative_to(folder)))[:count]:

@@ -1,7 +1,8 @@
 """The order of the stages, and resuming them; nothing else.
 
-collect -> srt (once a round) -> distill -> RFT, as a control -> evaluate. Each stage reads the files of
-the stage before from the run folder and leaves its own; a stage that is done is not done again.
+collect -> srt (once a round) -> distill -> RFT, as a control -> evaluate; before them, in label-free mode,
+the labels. Each stage reads the files of the stage before from the run folder and leaves its own; a stage
+that is done is not done again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from sdzero.rollout.engine import RolloutEngine
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_context import Budget, EngineMaker, Report, RunContext
 from sdzero.run_dir import RunDir
+from sdzero.run_labels import hide_references, label_training_questions, note_true_rewards
 from sdzero.verify.code import check_languages
 from sdzero.verify.pool import pool_of
 
@@ -79,6 +81,7 @@ class Stages(RunContext):
         folder = f"{name}/round-{round_}"
         if self.recipe.srt.checkpoint or self.run.is_done(folder):
             return
+        label_training_questions(self)
         self.report(f"{name}, round {round_}: initial responses, verdicts, revisions")
         source = self.recipe.model.path if round_ == 1 else self.srt_folder(round_ - 1, srt_name)
         if round_ > 1:
@@ -95,6 +98,7 @@ class Stages(RunContext):
             only_verified=only_verified,
         )
         self.run.write_jsonl(f"{folder}/traces.jsonl", [trace.to_json() for trace in collection.traces])
+        note_true_rewards(self, folder)
         self.run.mark_done(folder, collection.statistics)
         shown = collection.statistics
         self.report(
@@ -157,6 +161,7 @@ class Stages(RunContext):
         self.claim(name, settings)
         if self.run.is_done(name):
             return
+        label_training_questions(self)
         questions = self.sets.n2
         if start is None:
             start = self.srt_folder()
@@ -204,6 +209,7 @@ class Stages(RunContext):
             alarms=self.alarms,
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+        note_true_rewards(self, name)
         self.keep(
             name, model, {"teacher": reviser.fingerprint, "syncs": reviser.sync_count, **trainer.counted}
         )
@@ -252,6 +258,7 @@ class Stages(RunContext):
         self.claim(name, settings)
         if self.run.is_done(name):
             return
+        label_training_questions(self)
         baseline.train(self, name, settings, budget or self.budget())
 
     def evaluate(
@@ -378,7 +385,7 @@ def open_run(
         roles = Roles(tokenizer, recipe.phrases, recipe.chat)
         if warning := thinking_warning(thinking_of(tokenizer, recipe.chat), recipe.distill):
             report(f"warning: {warning}")
-        questions = load_questions(recipe.data)
+        questions = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)
         if shared_questions:
             sets = QuestionSets(n1=questions, n2=questions, tuning=[], test=questions)
         else:
@@ -389,7 +396,7 @@ def open_run(
             check_languages(questions, recipe.verifier.sandbox)
         with pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool:
             pool.check_canaries()
-            yield Stages(
+            stages = Stages(
                 recipe=recipe,
                 run=run,
                 ledger=Ledger(run.path("ledger.jsonl")),
@@ -401,6 +408,7 @@ def open_run(
                 progress=progress,
                 make_engine=wrap_engine(make_engine) if wrap_engine else make_engine,
             )
+            yield hide_references(stages) if recipe.labels.is_majority else stages
     finally:
         torch.set_flush_denormal(False)
         run.close()

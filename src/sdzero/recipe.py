@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
 from sdzero.recipe_distill import DistillSettings
+from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
 
@@ -268,6 +269,7 @@ class Recipe(Settings):
     phrases: PhraseSettings = PhraseSettings()
     data: DataSettings
     verifier: VerifierSettings = VerifierSettings()
+    labels: LabelSettings = LabelSettings()
     rollout: RolloutSettings = RolloutSettings()
     collect: CollectSettings
     srt: SrtSettings
@@ -294,6 +296,11 @@ class Recipe(Settings):
             raise ValueError(
                 "srt.checkpoint takes the place of collection, whose traces distill.rehearsal_weight needs:"
                 " set distill.rehearsal_traces, or distill.rehearsal_weight to 0"
+            )
+        if self.labels.is_majority and self.verifier.name == "code":
+            raise ValueError(
+                "labels.source=majority needs answers that can be compared, and programs have none: set it to"
+                " reference, or use another verifier than `code`"
             )
         if self.data.source in CODE_SOURCES:
             learns = {

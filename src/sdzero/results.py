@@ -8,6 +8,7 @@ from rich.table import Table
 
 from sdzero.errors import UserError
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
+from sdzero.label_report import label_results
 from sdzero.ledger import Ledger
 from sdzero.recipe import Recipe
 from sdzero.run_dir import RunDir
@@ -25,8 +26,9 @@ NAMES = {
 }
 """Methods in the order in which tables show them."""
 BASELINES = ("sft", "rft", "grpo", "sdft", "negative")
-TRAINING_STAGES = ("collect", "srt", "distill")
-"""The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart."""
+TRAINING_STAGES = ("labels", "collect", "srt", "distill")
+"""The stages whose responses and tokens are SD-Zero's budget; the control and evaluation are apart. `labels`
+is there in label-free mode only; every method that is trained pays for it."""
 
 
 def check_score_name(name: str) -> None:
@@ -42,18 +44,23 @@ def check_score_name(name: str) -> None:
 def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str, Any]) -> dict[str, Any]:
     """The object of `results.json` (design, contract 12), of one seed."""
     spent = ledger.by_stage()
+
+    def took(key: str, *stages: str) -> Any:
+        return sum(spent.get(stage, {}).get(key, 0) for stage in stages)
+
     responses = {
         "base": 0,
-        "srt": spent.get("collect", {}).get("responses", 0),
-        **{name: spent.get(name, {}).get("responses", 0) for name in BASELINES},
+        "srt": took("responses", "labels", "collect"),
+        **{name: took("responses", "labels", name) for name in BASELINES},
     }
-    responses["sdzero"] = responses["srt"] + spent.get("distill", {}).get("responses", 0)
+    responses["sdzero"] = responses["srt"] + took("responses", "distill")
     seconds = {
         "base": 0.0,
-        "srt": sum(spent.get(s, {}).get("seconds", 0.0) for s in ("collect", "srt")),
-        **{name: spent.get(name, {}).get("seconds", 0.0) for name in BASELINES},
+        "srt": took("seconds", "labels", "collect", "srt"),
+        **{name: took("seconds", "labels", name) for name in BASELINES},
     }
-    seconds["sdzero"] = seconds["srt"] + spent.get("distill", {}).get("seconds", 0.0)
+    seconds["sdzero"] = seconds["srt"] + took("seconds", "distill")
+    labels = label_results(run, recipe)
     return {
         "schema": SCHEMA,
         "method": "sdzero",
@@ -67,6 +74,7 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
         "responses": {name: responses[name] for name in found if name in responses},
         "seconds": {name: seconds[name] for name in found if name in seconds},
         "budget": ledger.budget_json(TRAINING_STAGES) | {"by_stage": spent},
+        **({} if labels is None else {"labels": labels}),
         "divergence": {
             "kind": recipe.distill.divergence,
             "support": "full",

@@ -1,7 +1,7 @@
 """What the stages and the baselines of one run share: its folder, questions, verifier, models, budget."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,9 @@ class RunContext:
     report: Report
     progress: Callable[[str, int, int], None]
     make_engine: EngineMaker
+    truth: Mapping[str, Question] = field(default_factory=dict)
+    """In label-free mode, the training questions with their true answers, by id: for the report only."""
+    label_stage: str = "labels"
 
     @property
     def training_questions(self) -> list[Question]:
@@ -81,7 +84,9 @@ class RunContext:
     def budget(self, match: Literal["responses", "tokens"] | None = None, after: str = "distill") -> Budget:
         """What a baseline may sample: the recipe's amount, or what SD-Zero spent in this run.
 
-        `after` is the stage that was SD-Zero's phase 2. Raises UserError if neither amount is known.
+        `after` is the stage that was SD-Zero's phase 2. Labels are no part of it: every method trains on
+        them and has them in its cost (`Method.stages`), so what each may sample beside them is equal. Raises
+        UserError if neither amount is known.
         """
         own = self.recipe.budget
         match = match or own.match

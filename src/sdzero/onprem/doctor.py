@@ -181,7 +181,7 @@ def data(subject: Subject) -> Iterator[Finding]:
     from sdzero.verify.code import check_languages
 
     settings = subject.recipe.data
-    questions = load_questions(settings)
+    questions = load_questions(settings, empty_answers=subject.recipe.labels.is_majority)
     split_questions(questions, settings)
     if subject.runs_programs:
         check_languages(questions, subject.sandbox)
@@ -199,11 +199,14 @@ def verifier(subject: Subject) -> Iterator[Finding]:
     """The recipe's verifier starts and grades its canaries as it should."""
     if subject.recipe is None:
         return
+    from sdzero.verify.agreement import voter_of
     from sdzero.verify.pool import pool_of
 
     one_worker = subject.recipe.verifier.model_copy(update={"workers": 1})
     with pool_of(one_worker) as pool:
         pool.check_canaries()
+    if subject.recipe.labels.is_majority:
+        voter_of(one_worker.name)
     yield Finding("verifier", True, f"`{one_worker.name}` starts, and grades none of its canaries wrongly")
 
 

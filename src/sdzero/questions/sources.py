@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ class EmptyAnswerError(UserError):
     """A row without a reference answer; `data.faulty: drop` leaves it out."""
 
 
-def load_questions(settings: DataSettings) -> list[Question]:
+def load_questions(settings: DataSettings, empty_answers: bool = False) -> list[Question]:
     """All distinct questions of a source, in the source's order.
+
+    With `empty_answers`, rows of `jsonl` and `huggingface` without an answer are questions whose answer is
+    empty, and are counted in the log; where the same text stands there with an answer too, that one is kept.
 
     Texts are compared with runs of whitespace as one space. Duplicates with the same answer are merged
     into the first, and counted in the log. The same text with different answers is a UserError, except
@@ -39,9 +43,9 @@ def load_questions(settings: DataSettings) -> list[Question]:
     if settings.source in BUILT_IN:
         located = _built_in(settings.source)
     elif settings.source == "jsonl":
-        located = _jsonl(settings)
+        located = _jsonl(settings, empty_answers)
     elif settings.source == "huggingface":
-        located = _huggingface(settings)
+        located = _huggingface(settings, empty_answers)
     elif settings.source in CODE_SOURCES:
         from sdzero.questions.code import program_questions
 
@@ -72,7 +76,10 @@ def _distinct(located: Iterable[Located], source: str, one_answer: bool, drop: b
         text = normalise(question.text)
         if text in first:
             first_where, kept = first[text]
-            if one_answer and kept.answer != question.answer:
+            if not kept.answer and question.answer:
+                # The answer of the one, the place and the id of the other: ids stay those of first rows.
+                first[text] = (first_where, replace(question, id=kept.id))
+            elif one_answer and question.answer and kept.answer != question.answer:
                 if drop:
                     ambiguous.add(text)
                     continue
@@ -102,18 +109,24 @@ def _distinct(located: Iterable[Located], source: str, one_answer: bool, drop: b
     return [question for text, (_, question) in first.items() if text not in ambiguous]
 
 
-def _kept(rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSettings) -> Iterator[Located]:
-    """Questions of (where, default id, row); rows without an answer follow `settings.faulty`."""
-    dropped = 0
+def _kept(
+    rows: Iterable[tuple[str, str, Mapping[str, Any]]], settings: DataSettings, empty_answers: bool
+) -> Iterator[Located]:
+    """Questions of (where, default id, row); rows without an answer follow `settings.faulty`, unless empty
+    answers are asked for."""
+    dropped = empty = 0
     for where, default_id, row in rows:
         try:
-            question = question_from_row(row, settings.fields, where, default_id)
+            question = question_from_row(row, settings.fields, where, default_id, empty_answers)
         except EmptyAnswerError:
             if settings.faulty == "error":
                 raise
             dropped += 1
             continue
+        empty += not question.answer
         yield where, question
+    if empty:
+        logger.info("%s: %d rows without an answer, for n1 and n2 only", _describe(settings), empty)
     if dropped:
         logger.warning("%s: %d rows without an answer left out", _describe(settings), dropped)
 
@@ -169,9 +182,13 @@ def _spelling_metadata(problem: Problem, index: int) -> dict[str, Any]:
     return {"task": TASK, "arguments": {}, "entry": encode(entry)}
 
 
-def _jsonl(settings: DataSettings) -> Iterator[Located]:
+def _jsonl(settings: DataSettings, empty_answers: bool) -> Iterator[Located]:
     """One JSON object a line; blank lines are skipped; the default id is the line number."""
-    return _kept(json_rows(Path(_path(settings)).expanduser(), settings.fields), settings)
+    rows = json_rows(Path(_path(settings)).expanduser(), settings.fields)
+    if empty_answers:
+        # A file of questions need not have the column in every line.
+        rows = ((where, number, {settings.fields.answer: None, **row}) for where, number, row in rows)
+    return _kept(rows, settings, empty_answers)
 
 
 def json_rows(file: Path, fields: FieldMap) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -212,7 +229,7 @@ def json_rows(file: Path, fields: FieldMap) -> Iterator[tuple[str, str, Mapping[
             yield where, str(number), row
 
 
-def _huggingface(settings: DataSettings) -> Iterator[Located]:
+def _huggingface(settings: DataSettings, empty_answers: bool) -> Iterator[Located]:
     from sdzero.questions.huggingface import open_dataset
 
     path, fields = _path(settings), settings.fields
@@ -225,7 +242,8 @@ def _huggingface(settings: DataSettings) -> Iterator[Located]:
     # Other columns may hold images or audio, which would be decoded for nothing.
     place = f"{path}, split {settings.split}, row"
     rows = enumerate(dataset.select_columns(columns))
-    yield from _kept(((f"{place} {index}", str(index), row) for index, row in rows), settings)
+    located = ((f"{place} {index}", str(index), row) for index, row in rows)
+    yield from _kept(located, settings, empty_answers)
 
 
 def _columns(fields: FieldMap) -> Iterator[tuple[str, str]]:
@@ -251,8 +269,13 @@ def _missing_column(key: str, column: str, existing: Iterable[str], where: str) 
     )
 
 
-def question_from_row(row: Mapping[str, Any], fields: FieldMap, where: str, default_id: str) -> Question:
-    """Make a question of one row of data. Raises UserError, which names `where`, for every fault."""
+def question_from_row(
+    row: Mapping[str, Any], fields: FieldMap, where: str, default_id: str, empty_answer: bool = False
+) -> Question:
+    """Make a question of one row of data; with `empty_answer` it may be without an answer.
+
+    Raises UserError, which names `where`, for every fault.
+    """
     for key, column in _columns(fields):
         if column not in row:
             raise _missing_column(key, column, row, where)
@@ -260,7 +283,7 @@ def question_from_row(row: Mapping[str, Any], fields: FieldMap, where: str, defa
     return Question(
         id=default_id if fields.id is None else _word(row, fields.id, where),
         text=_text(row[fields.question], fields.question, where),
-        answer=_answer(row, fields.answer, where),
+        answer="" if empty_answer and _is_empty(row[fields.answer]) else _answer(row, fields.answer, where),
         kind=kind,
         metadata={column: _json_like(row[column], column, where) for column in fields.metadata},
         solution="" if fields.solution is None else _solution(row[fields.solution], fields.solution, where),
@@ -301,12 +324,15 @@ def _text(value: Any, column: str, where: str) -> str:
 
 
 def _answer(row: Mapping[str, Any], column: str, where: str) -> str:
-    value = row[column]
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_empty(row[column]):
         raise EmptyAnswerError(
             f"the answer in column `{column}` is empty", where, "fill it in, or set data.faulty=drop"
         )
     return _word(row, column, where)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _word(row: Mapping[str, Any], column: str, where: str) -> str:

@@ -47,13 +47,19 @@ def split_questions(questions: Sequence[Question], settings: "DataSettings") -> 
             todo="make the sets smaller, or bring more questions"
             + (" (a larger `pool`)" if settings.source == "reasoning_gym" else ""),
         )
-    remaining = iter(ranked)
-
-    def take(count: int) -> list[Question]:
-        return [next(remaining) for _ in range(count)]
-
-    test, tuning = take(settings.test), take(settings.tuning)
-    sets = QuestionSets(n1=take(settings.n1), n2=take(settings.n2), tuning=tuning, test=test)
+    scored = settings.test + settings.tuning
+    answered = [question for question in ranked if question.answer][:scored]
+    if len(answered) < scored:
+        raise UserError(
+            f"test and tuning questions need an answer, and only {len(answered)} questions have one",
+            where=f"data: test {settings.test}, tuning {settings.tuning}",
+            todo="make the two sets smaller, or bring more questions with answers",
+        )
+    test, tuning = answered[: settings.test], answered[settings.test :]
+    taken = {question.id for question in answered}
+    rest = [question for question in ranked if question.id not in taken]
+    n1, n2 = rest[: settings.n1], rest[settings.n1 : settings.n1 + settings.n2]
+    sets = QuestionSets(n1=n1, n2=n2, tuning=tuning, test=test)
     pretraining = None
     if settings.source in BUILT_IN:
         from sdzero.tiny.problem import is_pretraining

@@ -18,6 +18,7 @@ from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_io import recipe_sha256
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir, package_versions
+from sdzero.studies.labels import LABEL_STUDIES
 from sdzero.studies.looking import LOOKING_STUDIES
 from sdzero.studies.options import OPTION_STUDIES
 from sdzero.studies.phases import PHASE_STUDIES
@@ -26,7 +27,14 @@ from sdzero.studies.study import Chosen, Study
 from sdzero.studies.thinking import THINKING_STUDY
 
 SCHEMA = 1
-ALL = (*PHASE_STUDIES, *LOOKING_STUDIES, *OPTION_STUDIES, *RECOMMENDED_STUDIES, THINKING_STUDY)
+ALL = (
+    *PHASE_STUDIES,
+    *LABEL_STUDIES,
+    *LOOKING_STUDIES,
+    *OPTION_STUDIES,
+    *RECOMMENDED_STUDIES,
+    THINKING_STUDY,
+)
 STUDIES: dict[str, Study] = {study.name: study for study in ALL}
 
 
@@ -101,7 +109,8 @@ def run_seed(stages: Stages, study: Study, chosen: Chosen) -> dict[str, Any]:
         }
     spent = stages.ledger.by_stage()
     for name, row in rows.items():
-        scored[name]["cost"] = cost_of(row.stages, spent)
+        # In label-free mode the labels are part of what every training costs.
+        scored[name]["cost"] = cost_of(("labels", *row.stages) if row.stages else (), spent)
     return {"rows": scored, "measured": study.measure(stages) if study.measure else {}}
 
 

@@ -155,6 +155,23 @@ def _stated_answer(response: str) -> str | None:
     return response[last.end() : last.end() + _ANSWER_LENGTH].lstrip(" \n\t:=*")
 
 
+def final_answer(response: str) -> str | None:
+    """The answer of a response as it stands there, quickly; None if there is none to compare.
+
+    It is the content of the last box. Without a box only a stated answer counts whose end is plain: an
+    integer, words, or a formula between dollar signs (or the like) on a line of its own.
+    """
+    if has_box(response):
+        return last_boxed(response) or None
+    stated = _stated_answer(response)
+    if stated is None:
+        return None
+    first_line = stated.split("\n")[0].rstrip("*. ")
+    bare = _bare(first_line)
+    in_delimiters = bare != _FINAL_STOP.sub("", first_line.strip()).strip()
+    return bare if as_integer(bare) or _as_words(bare) or in_delimiters else None
+
+
 def _extract(stated: str) -> list[Any]:
     """math-verify's extraction, only right after the words that announce an answer."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
