@@ -43,6 +43,7 @@ STUDIES = (
     "localization",
     "demonstrations",
     "negative",
+    "labels",
     "sync",
     "phrase",
     "forgetting",

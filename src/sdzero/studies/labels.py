@@ -18,7 +18,7 @@ def check_references(stages: Stages) -> None:
     """Raise UserError if the run has no references to compare with, or its verifier cannot vote."""
     if stages.recipe.labels.is_majority:
         raise UserError(
-            "the study needs SD-Zero with the true answers beside that with labels, and this recipe hides them",
+            "the study needs the true answers beside the labels, and this recipe hides them",
             "labels.source",
             "set it to reference; the other keys of `labels` are the study's",
         )
