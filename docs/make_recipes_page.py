@@ -59,8 +59,8 @@ SECTIONS = {
     "verifier": "How responses are graded. See [verifiers.md](verifiers.md).",
     "verifier.sandbox": "How the verifier `code` runs programs, and the limits of one test of one program."
     " See [sandbox.md](sandbox.md).",
-    "labels": "What training responses are graded against: the data's answers, or labels that the base model's"
-    " own responses agree on. See [label-free.md](label-free.md).",
+    "labels": "What training responses are graded against: the data's answers, or labels that the base"
+    " model's own responses agree on. See [label-free.md](label-free.md).",
     "rollout": "The engine that samples.",
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
@@ -203,11 +203,12 @@ MEANINGS: dict[str, dict[str, str]] = {
     "labels": {
         "source": "`reference`: the data's answers. `majority`: a vote; no answer reaches the training.",
         "samples": "Responses of the base model to each question of n1 and n2 that vote.",
-        "min_agreement": "Share of the responses that must have given the label; other questions are left out.",
+        "min_agreement": "Share of the responses that must have given the label, or the question is left out.",
         "temperature": "Sampling temperature; `null`: that of `collect`.",
         "top_p": "Nucleus; `null`: that of `collect`.",
-        "max_new_tokens": "Longest response in tokens; one that reaches it has no vote. `null`: as in `collect`.",
-        "batch_size": "Responses sampled and stored together. `null`: as in `collect`.",
+        "max_new_tokens": "Longest response in tokens; one that reaches it has no vote. `null`: that of"
+        " `collect`.",
+        "batch_size": "Responses sampled and stored together; `null`: that of `collect`.",
     },
     "rollout": {
         "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",

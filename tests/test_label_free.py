@@ -280,6 +280,13 @@ def test_programs_cannot_vote(tmp_path: Path) -> None:
         load_recipe(micro_recipe(tmp_path, changes))
 
 
+def test_greedy_responses_cannot_vote(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"labels": {"source": "majority"}, "collect": {"temperature": 0.0}}
+    with pytest.raises(UserError, match="have nothing to vote on"):
+        load_recipe(micro_recipe(tmp_path, changes))
+    load_recipe(micro_recipe(tmp_path, changes | {"labels": {"source": "majority", "temperature": 0.7}}))
+
+
 def test_a_verifier_that_cannot_vote_is_refused_when_the_run_opens(tmp_path: Path) -> None:
     changes = {"labels": {"source": "majority"}, "verifier": {"name": "mute_verifier:mute", "workers": 1}}
     (tmp_path / "mute_verifier.py").write_text("def mute(question, response): return True\n")

@@ -302,6 +302,11 @@ class Recipe(Settings):
                 "labels.source=majority needs answers that can be compared, and programs have none: set it to"
                 " reference, or use another verifier than `code`"
             )
+        if self.labels.is_majority and self.labels.temperature is None and not self.collect.temperature:
+            raise ValueError(
+                "collect.temperature is 0, and responses that are all the same have nothing to vote on: set"
+                " labels.temperature above 0"
+            )
         if self.data.source in CODE_SOURCES:
             learns = {
                 "sft.demonstrations=answers": self.sft is not None and self.sft.demonstrations == "answers",
