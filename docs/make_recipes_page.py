@@ -203,7 +203,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "labels": {
         "source": "`reference`: the data's answers. `majority`: a vote; no answer reaches the training.",
         "samples": "Responses of the base model to each question of n1 and n2 that vote.",
-        "min_agreement": "Share of the responses that must agree on the label; else the question is left out.",
+        "min_agreement": "Left out are questions on whose label a smaller share of the responses agrees.",
         "temperature": "Sampling temperature; `null`: that of `collect`.",
         "top_p": "Nucleus; `null`: that of `collect`.",
         "max_new_tokens": "Longest response in tokens; one that reaches it has no vote. `null`: that of"

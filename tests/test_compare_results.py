@@ -131,4 +131,4 @@ def test_methods_that_cannot_be_compared_are_refused(names: list[str], message: 
 def test_a_name_with_a_budget_of_its_own() -> None:
     method = parse_methods(["rft@tokens", "sdzero"])[0]
     assert (method.name, method.kind, method.match) == ("rft@tokens", "rft", "tokens")
-    assert method.stages == ("rft@tokens",)
+    assert method.stages == ("labels", "rft@tokens")
