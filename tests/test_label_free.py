@@ -153,12 +153,17 @@ def test_whether_labels_are_right_is_told_beside(runs: dict[str, Path]) -> None:
     expected = [row["label"] == value(row["question"]) for row in labels]
     assert right["of"] == len(labels)
     assert right["share"] == pytest.approx(sum(expected) / len(expected))
+    unanimous = [is_right for row, is_right in zip(labels, expected, strict=True) if row["agreement"] == 1]
+    assert right["unanimous"] == len(unanimous) < len(labels)
+    assert right["share_of_unanimous"] == pytest.approx(sum(unanimous) / len(unanimous))
     checked = read_jsonl(runs["known"] / "labels/checked.jsonl")
     assert [row["outcome"] == "correct" for row in checked] == expected
     absent = json.loads((runs["absent"] / "labels/statistics.json").read_text())
     assert absent["right"] == {
         "of": 0,
         "share": None,
+        "unanimous": 0,
+        "share_of_unanimous": None,
         "agreement_of_right": None,
         "agreement_of_wrong": None,
     }

@@ -128,7 +128,10 @@ def _make_labels(context: RunContext) -> None:
 def _check_labels(
     context: RunContext, rows: Sequence[Mapping[str, Any]], responses: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Whether the labels are right, for the report; a file a question, and the figures."""
+    """Whether the labels are right, for the report: a line a question, and the figures.
+
+    `share_of_unanimous` is of the labels that every response agrees on, the most that `min_agreement` can do.
+    """
     asked = [row for row in rows if row["label"] is not None and context.truth[row["question"]].answer]
     verdicts = context.grade([(context.truth[row["question"]], responses[row["question"]]) for row in asked])
     checked = [
@@ -140,10 +143,13 @@ def _check_labels(
     for row, verdict in zip(asked, verdicts, strict=True):
         if verdict.counts:
             agreement[verdict.reward].append(row["agreement"])
-    of = len(agreement[0]) + len(agreement[1])
+    wrong, right = len(agreement[0]), len(agreement[1])
+    unanimous = [reward for reward, own in agreement.items() for value in own if value == 1.0]
     return {
-        "of": of,
-        "share": len(agreement[1]) / of if of else None,
+        "of": wrong + right,
+        "share": right / (wrong + right) if wrong + right else None,
+        "unanimous": len(unanimous),
+        "share_of_unanimous": _mean(unanimous),
         "agreement_of_right": _mean(agreement[1]),
         "agreement_of_wrong": _mean(agreement[0]),
     }

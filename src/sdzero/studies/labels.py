@@ -46,6 +46,7 @@ def measure_labels(stages: Stages) -> dict[str, float | None]:
         "labelled": statistics["labelled"] / statistics["questions"],
         "agreement": statistics["agreement"],
         "right": right["share"],
+        "right_of_unanimous": right["share_of_unanimous"],
         "agreement_of_right": right["agreement_of_right"],
         "agreement_of_wrong": right["agreement_of_wrong"],
     }
@@ -70,6 +71,7 @@ MEASURED = {
     "labelled": "share of the training questions with a label",
     "agreement": "mean agreement on the label",
     "right": "share of labels that are right",
+    "right_of_unanimous": "the same of labels that all responses agree on",
     "agreement_of_right": "mean agreement on right labels",
     "agreement_of_wrong": "mean agreement on wrong labels",
     "traces": "share of kept traces whose revision is truly right",
