@@ -3,7 +3,7 @@
     python benchmarks/comparison.py --output runs/comparison --write
 
 runs (or resumes) everything, copies the result files to `benchmarks/results/`, and with `--write` fills
-the marked blocks of docs/comparison.md, docs/options.md, docs/label-free.md, docs/thinking.md and
+the marked blocks of docs/comparison.md, docs/options.md, docs/thinking.md and
 README.md. `--only walks` takes one family, `--parts compare` one part. On two cores the whole takes two
 to three hours; families can run side by side, one process each, with OMP_NUM_THREADS=1.
 """
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "comparison.md"
 FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
 """Family -> recipe."""
 ALL_FAMILIES = (*FAMILIES, "starts")
-STUDY_FAMILIES = {"thinking": ("starts",), "labels": ("arithmetic", "walks")}
+STUDY_FAMILIES = {"thinking": ("starts",), "labels": ("arithmetic", "spelling")}
 """Studies that are run on these families only; `starts` has no comparison and no other study."""
 OVERRIDES = {
     # What is chosen is chosen on the tuning set, with the seed of the searches.
@@ -30,7 +30,7 @@ OVERRIDES = {
     "recommended": ["compare.rate_factors=[1.0,2.0]"],
 }
 """Studies whose recipe is not as it stands; their folders are of their own."""
-PAGES = {"options": "options", "recommended": "options", "labels": "label-free", "thinking": "thinking"}
+PAGES = {"options": "options", "recommended": "options", "thinking": "thinking"}
 """Study -> the page in docs/ that has its block, if that is not comparison.md."""
 METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
@@ -43,7 +43,6 @@ STUDIES = (
     "localization",
     "demonstrations",
     "negative",
-    "labels",
     "sync",
     "phrase",
     "forgetting",
@@ -139,6 +138,27 @@ def summary_block() -> str:
     return markdown(heads, rows) if rows else "Not measured."
 
 
+def recommended_block() -> str:
+    """One line a family: the recommended settings beside the paper's and GRPO, differences with intervals."""
+    from sdzero.compare_results import percent
+
+    rows, shown = [], ("base", "srt", "paper", "grpo-tokens", "recommended")
+    for family in FAMILIES:
+        results = stored(f"study-recommended-{family}.json")
+        if results is None:
+            continue
+        means = [percent(results["rows"][name]["mean"]) for name in shown]
+        leads = []
+        for name in ("paper", "grpo-tokens"):
+            other = results["against_reference"][name]  # the other minus the recommended
+            (low, high), (seed_low, seed_high) = other["interval"], other["interval_over_seeds"]
+            over_seeds = percent(-other["difference"], (-seed_high, -seed_low), "+").partition(" ")[2]
+            leads.append(f"{percent(-other['difference'], (-high, -low), '+')}, over seeds {over_seeds}")
+        rows.append([family, *means, *leads])
+    heads = ["avg@4, 5 seeds", "base", "SRT", "paper's settings", "GRPO, same tokens", "recommended"]
+    return markdown([*heads, "minus paper's", "minus GRPO"], rows) if rows else "Not measured."
+
+
 def study_block(study: str) -> str:
     """The tables of one study, a family each, and the paper's row."""
     from sdzero.studies.run import measured_lines, paper_line, study_columns, study_rows
@@ -171,7 +191,7 @@ def write_pages() -> None:
     for page in sorted({page_of(study) for study in STUDIES}):
         own = [study for study in STUDIES if page_of(study) == page]
         fill(page, {f"study-{study}": study_block(study) for study in own})
-    fill(README, {"comparison": summary_block()})
+    fill(README, {"comparison": summary_block(), "recommended": recommended_block()})
 
 
 def main() -> None:
