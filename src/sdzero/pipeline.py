@@ -175,8 +175,9 @@ class Stages(RunContext):
             teacher_folder, DTYPES[self.recipe.model.dtype], device, self.recipe.model.attention
         )
         self.report(
-            f"{name}: {len(questions)} questions, {settings.divergence} divergence, full vocabulary,"
-            f" temperature 1, teacher {reviser.fingerprint} (sync: {settings.sync})"
+            f"{name}: {len(questions)} questions, {settings.divergence} divergence (on:"
+            f" {settings.divergence_on}), full vocabulary, temperature 1, teacher {reviser.fingerprint}"
+            f" (sync: {settings.sync})"
         )
         rehearsal = []
         if settings.rehearsal_weight:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdzero.verify.boxed import has_box, last_boxed
+from sdzero.verify.boxed import has_box, last_box_start, last_boxed
 
 _plain = st.text(st.characters(exclude_characters="{}\\", exclude_categories=["Cs"]), max_size=8)
 _escaped = st.sampled_from(["\\{", "\\}", "\\\\", "\\frac"])
@@ -46,3 +46,10 @@ def test_any_text_is_read_without_failing(text: str) -> None:
 )
 def test_examples(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "start"), [("", None), ("no box", None), ("a\\boxed{1} \\fboxed {2", 11), ("\\boxed{1}", 0)]
+)
+def test_where_the_last_box_begins(text: str, start: int | None) -> None:
+    assert last_box_start(text) == start

@@ -7,7 +7,7 @@ scored on. The two control phrases are left out of the count: an SRT model write
 
 from collections.abc import Sequence
 
-from sdzero.analyze.evolution import step_rows
+from sdzero.analyze.evolution import binned, step_rows
 from sdzero.analyze.style import attempts_in
 from sdzero.errors import UserError
 from sdzero.method.restrict import false_starts_in
@@ -64,7 +64,7 @@ def searching(
 
 
 def measure(stages: Stages) -> dict[str, float | None]:
-    """False starts and attempts of each model, and how much of a response carried in each phase 2."""
+    """False starts and attempts of each model; phase 2's divergence by reward, and what share carried."""
     measured: dict[str, float | None] = {}
     markers = stages.recipe.distill.false_start_markers
     for name in LABELS:
@@ -77,6 +77,8 @@ def measure(stages: Stages) -> dict[str, float | None]:
         found = searching(texts, [int(row["outcome"] == "correct") for row in rows], markers)
         measured |= {f"{key}_{name}": value for key, value in found.items()}
         measured[f"attempts_{name}"] = sum(map(attempts_in, texts)) / len(texts)
+    (whole,) = binned(step_rows(stages.run, "distill"), 1)
+    measured |= {f"divergence_{reward}": whole[f"divergence_{reward}"] for reward in ("r0", "r1")}
     for name in RESTRICTED:
         shares = [float(step["carrying_share"]) for step in step_rows(stages.run, name)]
         measured[f"carrying_{name}"] = sum(shares) / len(shares)
@@ -90,6 +92,7 @@ MEASURED = {
         for name, label in LABELS.items()
     },
     **{f"attempts_{name}": f"attempts a response, {label}" for name, label in LABELS.items()},
+    **{f"divergence_r{reward}": f"divergence, nats a token, SD-Zero, r = {reward}" for reward in (0, 1)},
     **{
         f"carrying_{name}": f"share of the tokens that carried the divergence, {label}"
         for name, (_, label) in RESTRICTED.items()
