@@ -24,11 +24,11 @@ INTRODUCTION = """\
 
 <!-- Made by docs/make_recipes_page.py; edit that file and run `python docs/make_recipes_page.py`. -->
 
-A recipe is one YAML file with all settings of a run. `recipes/` has those of the [families](families.md) with
-embedded models (CPU): `demo.yaml` (arithmetic), `spelling.yaml`, `walks.yaml`, `edits.yaml` and
-`starts.yaml`; and four for a GPU: `qwen3-4b-math.yaml`, `olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and
-`olmo3-7b-code.yaml`. In the GPU recipes every value says whether it is the paper's, from its authors' code,
-or ours.
+A recipe is one YAML file with all settings of a run. `recipes/` has those of the [families](families.md)
+with embedded models (CPU): `demo.yaml` (arithmetic; `recommended.yaml` with other settings),
+`spelling.yaml`, `walks.yaml`, `edits.yaml` and `starts.yaml`; and four for a GPU: `qwen3-4b-math.yaml`,
+`olmo3-7b-math.yaml`, `qwen3-4b-code.yaml` and `olmo3-7b-code.yaml`. In the GPU recipes every value says
+whether it is the paper's, from its authors' code, or ours.
 
 Any key can be overridden on the command line, with dots between levels. The value is YAML:
 
