@@ -4,8 +4,10 @@ import contextlib
 import os
 import platform
 import secrets
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from ordinary_user import SOURCES, run_as_ordinary_user
 from sandboxed import needs_sandbox
 from sdzero.errors import UserError
 from sdzero.recipe_sandbox import SandboxSettings
+from sdzero.verify import launcher
 from sdzero.verify.backends import limits_of, opened
 from sdzero.verify.sandbox import Ending, Finished, Job, Sandbox, SandboxError
 
@@ -57,8 +60,8 @@ def test_without_the_process_that_starts_programs_there_is_no_verdict(killed: in
     children = children_of(os.getpid())
     with opened(SETTINGS) as sandbox:
         before = open_descriptors()
-        launcher = sorted(children_of(os.getpid()) - children)[killed]
-        os.kill(launcher, signal.SIGKILL)
+        process = sorted(children_of(os.getpid()) - children)[killed]
+        os.kill(process, signal.SIGKILL)
         with pytest.raises(SandboxError):
             talk(sandbox)
         if killed == 0:
@@ -85,6 +88,7 @@ def test_if_it_goes_while_a_program_runs_the_sandbox_failed_and_not_the_program(
 WORKER = """
 from sdzero.errors import UserError
 from sdzero.recipe_sandbox import SandboxSettings
+from sdzero.verify import launcher
 from sdzero.verify.backends import limits_of, opened
 from sdzero.verify.sandbox import Job
 settings = SandboxSettings()
@@ -105,7 +109,7 @@ def test_a_program_ends_with_a_worker_whose_whole_group_is_killed(generations: i
     assert worker.stdout is not None
     assert worker.stdout.readline() == b"ready\n"
     launchers = children_of(worker.pid)
-    while not any(descends(launcher, generations) for launcher in launchers):
+    while not any(descends(one, generations) for one in launchers):
         assert worker.poll() is None
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()
@@ -113,6 +117,24 @@ def test_a_program_ends_with_a_worker_whose_whole_group_is_killed(generations: i
     while running_with(token) and time.monotonic() < give_up:
         time.sleep(0.01)
     assert running_with(token) == []
+
+
+def test_a_program_ends_with_a_worker_that_was_killed_with_an_answer_unread(tmp_path: Path) -> None:
+    program = tmp_path / "sleeps"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other:
+        command = [sys.executable, "-I", "-S", launcher.__file__, str(other.fileno())]
+        process = subprocess.Popen(command, pass_fds=[other.fileno()], start_new_session=True)
+    assert launcher.receive(ours) is not None
+    launcher.send(ours, {"start": str(program), "options": [], "command": [], "limits": []}, [])
+    assert select.select([ours], [], [], 10.0)[0] == [ours], "the answer is there, and is not read"
+    started = children_of(process.pid)
+    assert len(started) == 1
+    ours.close()
+    assert process.wait(10.0) == 0
+    assert not any(Path(f"/proc/{one}").exists() for one in started)
 
 
 HOLDING_ON = """

@@ -122,6 +122,19 @@ def _children() -> list[int]:
         return [int(word) for word in file.read().split()]
 
 
+def _serve(channel: socket.socket) -> None:
+    while (received := receive(channel)) is not None:
+        message, descriptors = received
+        if "bury" in message:
+            send(channel, {"status": _bury(message["bury"])}, [])
+            continue
+        pid = _start(message, descriptors)
+        own = os.pidfd_open(pid)
+        send(channel, {"pid": pid}, [own])
+        for descriptor in [*descriptors, own]:
+            os.close(descriptor)
+
+
 def main() -> None:
     """Serve the socket whose number is the first argument; the others are files to write `0` to, to join."""
     gc.disable()  # a collection would touch, and so copy, the memory that children share with this process
@@ -139,17 +152,12 @@ def main() -> None:
     _prefer("0")
     _prefer("-1000")
     send(channel, {"ready": True, "apart": _go_apart()}, [])
-    while (received := receive(channel)) is not None:
-        message, descriptors = received
-        if "bury" in message:
-            send(channel, {"status": _bury(message["bury"])}, [])
-            continue
-        pid = _start(message, descriptors)
-        own = os.pidfd_open(pid)
-        send(channel, {"pid": pid}, [own])
-        for descriptor in [*descriptors, own]:
-            os.close(descriptor)
-    _end_children()
+    try:
+        # A worker that was killed with an answer unread resets the channel, where another one ends it.
+        with contextlib.suppress(ConnectionError):
+            _serve(channel)
+    finally:
+        _end_children()
 
 
 if __name__ == "__main__":
