@@ -244,6 +244,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "batch_size": "Questions in one optimizer step; a multiple of `micro_batch_size`.",
         "teacher": "A model folder as the Reviser in place of the SRT model.",
         "divergence": "Direction of the divergence; formulas in [method.md](method.md).",
+        "divergence_backend": "What computes the divergence: our own chunks (`chunked`), or the kernel of"
+        " TRL's distillation trainer (`trl`; it has no `mixed`).",
         "divergence_clip": "Most nats that one token adds to the loss; `null`: no clip"
         " ([options.md](options.md)).",
         "clip_gradient": "Above the clip: the gradient scaled down (`scale`), or none (`stop`).",
@@ -254,7 +256,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "policy_gradient_weight": "Weight of a policy-gradient term beside the divergence (hybrid).",
         "question_sampling": "`solve_rate`: questions that are solved half of the time are asked more often.",
         "teacher_decay": "An EMA teacher: after each step it is this much of itself, the rest the student.",
-        "chunk_tokens": "Tokens whose logits exist at one time. Memory falls with it; the result stays.",
+        "chunk_tokens": "Tokens whose logits exist at one time; `auto` fits them to device and vocabulary."
+        " Memory falls with it; the result stays.",
         "normalize": "Mean over all target tokens of the step, or per response and then over responses.",
         "epochs": "Passes over the N2 questions.",
         "sync": "When the teacher becomes the student again; `plateau`: when a tuning score is not above"
@@ -285,7 +288,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "reference": "What the teacher is shown.",
         "template": "The teacher's question.",
         "divergence": "Direction of the divergence.",
-        "chunk_tokens": "Tokens whose logits exist at one time.",
+        "chunk_tokens": "Tokens whose logits exist at one time, or `auto`.",
         "sync": "When the teacher becomes the student again.",
         "sync_every": "Steps between syncs, with `sync: steps`.",
     },
@@ -359,6 +362,8 @@ def type_text(annotation: Any, info: FieldInfo) -> str:
     if origin in (types.UnionType, typing.Union):
         inner = [type_text(argument, info) for argument in arguments if argument is not type(None)]
         return ", or ".join([*inner, *(["null"] if type(None) in arguments else [])])
+    if origin is typing.Annotated:
+        return type_text(*arguments)
     if origin is tuple:
         return f"list of {len(arguments)} numbers"
     if origin is list:

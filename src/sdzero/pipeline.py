@@ -176,8 +176,8 @@ class Stages(RunContext):
         )
         self.report(
             f"{name}: {len(questions)} questions, {settings.divergence} divergence (on:"
-            f" {settings.divergence_on}), full vocabulary, temperature 1, teacher {reviser.fingerprint}"
-            f" (sync: {settings.sync})"
+            f" {settings.divergence_on}; by: {settings.divergence_backend}), full vocabulary, temperature 1,"
+            f" teacher {reviser.fingerprint} (sync: {settings.sync})"
         )
         rehearsal = []
         if settings.rehearsal_weight:

@@ -1,7 +1,7 @@
 """The settings of the baselines. Imports no torch."""
 
 from string import Formatter
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,7 +73,7 @@ class SdftSettings(OnPolicySettings):
     reference: Literal["solution", "answer"] = "answer"
     template: str = "{question}\n\nThe answer is {reference}."
     divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
-    chunk_tokens: int = Field(default=1024, ge=1)
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     sync: Literal["never", "epoch", "steps"] = "never"
     sync_every: int | None = Field(default=None, ge=1)
 

@@ -1,6 +1,6 @@
 """The settings of phase 2. Imports no torch."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     `sync` makes the teacher the student again after each epoch, every `sync_every` steps, or with `plateau`
     when the tuning score has not risen at an evaluation; with `teacher_decay` d the teacher is instead, after
     every step, d times itself and 1 - d times the student.
+    `divergence_backend` is what computes the divergence: our own chunks, or the kernel of TRL's distillation
+    trainer (no `mixed`).
     `divergence_clip` (nats) bounds what a token adds; above it its gradient is scaled down, or stopped.
     `token_share` keeps that share of a response's tokens, of the highest student entropy. `contrast` takes
     the other phrase's change from the teacher; `policy_gradient_weight` adds a policy gradient.
@@ -31,13 +33,14 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
 
     teacher: str | None = None
     divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
+    divergence_backend: Literal["chunked", "trl"] = "chunked"
     divergence_clip: float | None = Field(default=None, gt=0)
     clip_gradient: Literal["scale", "stop"] = "scale"
     token_share: float = Field(default=1.0, gt=0, le=1)
     contrast: float = Field(default=0.0, ge=0)
     policy_gradient_weight: float = Field(default=0.0, ge=0)
     question_sampling: Literal["uniform", "solve_rate"] = "uniform"
-    chunk_tokens: int = Field(default=1024, ge=1)
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     normalize: Literal["tokens", "sequences"] = "tokens"
     epochs: int = Field(default=1, ge=1)
     sync: Literal["never", "epoch", "steps", "plateau"] = "never"
@@ -74,6 +77,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
             raise ValueError("sync_every goes with sync: steps, and only with it")
         if self.sync == "plateau" and self.evaluate_every is None:
             raise ValueError("sync: plateau looks at the tuning score: set evaluate_every")
+        if self.divergence_backend == "trl" and self.divergence == "mixed":
+            raise ValueError("TRL's kernel has no mixed divergence: set divergence_backend: chunked")
         if self.sync != "never" and self.teacher_decay is not None:
             raise ValueError("a teacher with teacher_decay follows the student: set sync: never")
         if self.token_share < 1 and self.divergence_on != "all":

@@ -9,7 +9,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from sdzero.method.divergence import divergence_from_hidden
+from sdzero.errors import UserError
+from sdzero.method import divergence_chunks
+from sdzero.method.divergence import automatic_chunk, divergence_from_hidden
 from sdzero.method.roles import AlignmentError
 
 KINDS = ("reverse", "forward", "mixed", "jsd")
@@ -72,6 +74,119 @@ def test_value_and_gradient_equal_the_dense_ones(kind, chunk_tokens):
         torch.testing.assert_close(gradient, wanted)
     entropy_T = torch.distributions.Categorical(logits=student_TV.detach()).entropy()
     torch.testing.assert_close(result.student_entropy_T, entropy_T)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_the_kernel_of_trl_computes_the_same(kind):
+    """Value, statistics and gradients, with weights and factors; it works in float32."""
+    ours, theirs = make_inputs(dtype=torch.float32), make_inputs(dtype=torch.float32)
+
+    def factors_of(divergence_T, entropy_T):
+        return 1 / (1 + divergence_T + entropy_T)
+
+    expected = divergence_from_hidden(**ours, kind=kind, chunk_tokens=4, factors_of=factors_of)
+    result = divergence_from_hidden(**theirs, kind=kind, chunk_tokens=4, factors_of=factors_of, backend="trl")
+    torch.testing.assert_close(result.total, expected.total)
+    torch.testing.assert_close(result.per_token_T, expected.per_token_T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.student_entropy_T, expected.student_entropy_T)
+    expected.total.backward()
+    result.total.backward()
+    for name in STUDENT:
+        torch.testing.assert_close(theirs[name].grad, ours[name].grad, rtol=1e-4, atol=1e-5)
+    assert theirs["teacher_hidden_TD"].grad is None
+
+
+def test_a_divergence_that_a_backend_does_not_have_is_refused():
+    with pytest.raises(UserError, match="no `mixed` divergence"):
+        divergence_from_hidden(**make_inputs(), kind="mixed", chunk_tokens=4, backend="trl")
+
+
+def test_automatic_chunks_are_shorter_for_larger_vocabularies():
+    assert automatic_chunk("cpu", 352) == 1024
+    assert automatic_chunk("cpu", 151_936) == 220
+    assert automatic_chunk("cuda", 151_936) == 1024
+    assert automatic_chunk("cpu", 1 << 24) == 32
+    inputs = make_inputs()
+    automatic = divergence_from_hidden(**inputs, kind="reverse", chunk_tokens="auto")
+    assert torch.equal(
+        automatic.per_token_T,
+        divergence_from_hidden(**inputs, kind="reverse", chunk_tokens=1024).per_token_T,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_worked_on_in_blocks_gives_the_same(kind, monkeypatch):
+    whole, parts = make_inputs(), make_inputs()
+    expected = divergence_from_hidden(**whole, kind=kind, chunk_tokens=8)
+    monkeypatch.setitem(divergence_chunks.BLOCK_LOGITS, "cpu", 3 * 17)  # three rows of the vocabulary
+    result = divergence_from_hidden(**parts, kind=kind, chunk_tokens=8)
+    expected.total.backward()
+    result.total.backward()
+    torch.testing.assert_close(result.per_token_T, expected.per_token_T)
+    torch.testing.assert_close(result.student_entropy_T, expected.student_entropy_T)
+    for name in STUDENT:
+        torch.testing.assert_close(parts[name].grad, whole[name].grad)
+
+
+class ProductCount(TorchDispatchMode):
+    """Counts the products of a chunk's size with a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        self.products += any(name.startswith(f"aten::{product}") for product in ("mm", "addmm"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_pass_takes_four_products_a_chunk_and_two_passes_six():
+    """Of 11 tokens in chunks of 4: logits of both models, gradients of hidden states and head."""
+
+    def products(**options):
+        with ProductCount() as count:
+            divergence_from_hidden(
+                **make_inputs(), kind="reverse", chunk_tokens=4, **options
+            ).total.backward()
+        return count.products
+
+    def factors_of(divergence_T, entropy_T):
+        return 1 / (1 + divergence_T)
+
+    assert products() == 3 * 4
+    assert products(factors_of=factors_of, factors_are_local=True) == 3 * 4
+    assert products(factors_of=factors_of) == 3 * 6
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_local_factors_made_chunk_by_chunk_give_the_same(kind, chunk_tokens):
+    sorted_T = divergence_from_hidden(**make_inputs(), kind=kind, chunk_tokens=64).per_token_T.sort().values
+    clip = sorted_T[5:7].mean()  # between two values: rounding moves none across
+
+    def factors_of(divergence_T, entropy_T):
+        return torch.where(divergence_T > clip, 0.0, 1 / (1 + entropy_T))
+
+    found = []
+    for local in (False, True):
+        inputs = make_inputs()
+        inputs["weights_T"][2] = 0.0
+        result = divergence_from_hidden(
+            **inputs, kind=kind, chunk_tokens=chunk_tokens, factors_of=factors_of, factors_are_local=local
+        )
+        (2.0 * result.total).backward()
+        found.append([result.total, result.per_token_T, *(inputs[name].grad for name in STUDENT)])
+    assert found[0][2].abs().sum() > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_gradients_no_products_are_made_for_them():
+    with torch.no_grad(), ProductCount() as count:
+        result = divergence_from_hidden(**make_inputs(), kind="reverse", chunk_tokens=4)
+    assert count.products == 3 * 2
+    assert not result.total.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS)

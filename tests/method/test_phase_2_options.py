@@ -216,3 +216,21 @@ def test_four_steps_are_two_and_two_steps_with_options(tmp_path: Path, settings:
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, dict(again.model.named_parameters())[name]), name
     assert again.teacher.fingerprint == whole.teacher.fingerprint
+
+
+@pytest.mark.parametrize("settings", [{}, {"divergence": "jsd", "divergence_clip": 0.05}])
+def test_both_backends_make_the_same_step(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Through the trainer; TRL's kernel works in float32."""
+    steps = {}
+    for backend in ("chunked", "trl"):
+        bench, _, logged, gradients = first_step(
+            tmp_path / backend, divergence_backend=backend, chunk_tokens="auto", **settings
+        )
+        assert bench.trainer.objective.backend == backend
+        steps[backend] = logged, gradients
+    (ours, our_gradients), (theirs, their_gradients) = steps.values()
+    for name in ("loss", "divergence_r0", "divergence_r1", "entropy"):
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
+    assert max(float(gradient.abs().max()) for gradient in our_gradients.values()) > 1e-4
+    for name, gradient in our_gradients.items():
+        torch.testing.assert_close(their_gradients[name], gradient, rtol=1e-3, atol=1e-6)

@@ -16,7 +16,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ def token_divergences(
     teacher_model: PreTrainedModel,
     pairs: Sequence[DistillationPair],
     kind: DivergenceKind,
-    chunk_tokens: int,
+    chunk_tokens: int | Literal["auto"],
     batch: int,
 ) -> list[list[float]]:
     """The divergence of every target token of every pair, in nats, in the order of `pairs`.
@@ -80,7 +80,7 @@ def _batch_divergences(
     teacher_model: PreTrainedModel,
     pairs: Sequence[DistillationPair],
     kind: DivergenceKind,
-    chunk_tokens: int,
+    chunk_tokens: int | Literal["auto"],
 ) -> torch.Tensor:
     # Rows are padded behind their end and attention is causal: any id may pad.
     batch = make_micro_batch([(pair, 0) for pair in pairs], [], pad=0)

@@ -279,7 +279,7 @@ class SelfDistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(model)
         loss = torch.zeros((), device=student.device)
         if "input_ids" in inputs:
-            loss = loss + self._loss_sum(student, inputs) / num_items_in_batch
+            loss = loss + self._loss(student, inputs, num_items_in_batch)
         if "rehearsal_ids" in inputs:
             rehearsed = weighted_loss_sum(student, inputs["rehearsal_ids"], inputs["rehearsal_weights"])
             loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
@@ -287,7 +287,10 @@ class SelfDistillationTrainer(Trainer):
             loss = loss + 0.0 * sum(p.sum() for p in student.parameters() if p.requires_grad)
         return loss
 
-    def _loss_sum(self, student: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    def _loss(
+        self, student: PreTrainedModel, inputs: dict[str, Any], items: torch.Tensor | int
+    ) -> torch.Tensor:
+        """The weighted sum over tokens; the weights hold the normaliser, so that nothing is scaled after."""
         lengths_B = inputs["lengths_B"]
         weights_T = inputs.get("target_weights_T")
         if self.args.normalize == "sequences":
@@ -295,8 +298,9 @@ class SelfDistillationTrainer(Trainer):
             sums_B = inputs.get("weight_sums_B", lengths_B)
             share_T = torch.repeat_interleave(1.0 / torch.where(sums_B > 0, sums_B, 1), lengths_B)
             weights_T = share_T if weights_T is None else share_T * weights_T
-        if weights_T is not None:
-            weights_T = weights_T.to(student.device)
+        if weights_T is None:
+            weights_T = torch.ones(int(lengths_B.sum()), device=student.device)
+        weights_T = weights_T.to(student.device) * (1.0 / torch.as_tensor(items, device=student.device))
         losses = self.objective.token_losses(student, self.teacher, inputs, weights_T)
         rewards_T = torch.repeat_interleave(inputs["rewards_B"], lengths_B)
         for reward in (0, 1):

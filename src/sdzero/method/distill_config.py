@@ -15,6 +15,7 @@ SAME_NAME = (
     "top_p",
     "max_new_tokens",
     "divergence",
+    "divergence_backend",
     "divergence_clip",
     "clip_gradient",
     "token_share",
@@ -48,6 +49,7 @@ class SelfDistillationConfig(TrainingArguments):
     top_p: float = field(default=1.0, metadata={"help": "nucleus of the rollouts"})
     max_new_tokens: int = field(default=256, metadata={"help": "longest response"})
     divergence: str = field(default="reverse", metadata={"help": "reverse, forward, mixed or jsd"})
+    divergence_backend: str = field(default="chunked", metadata={"help": "chunked or trl"})
     divergence_clip: float | None = field(default=None, metadata={"help": "most nats a token adds"})
     clip_gradient: str = field(default="scale", metadata={"help": "scale or stop, above the clip"})
     token_share: float = field(default=1.0, metadata={"help": "share of tokens kept, by entropy"})
@@ -55,7 +57,9 @@ class SelfDistillationConfig(TrainingArguments):
     policy_gradient_weight: float = field(default=0.0, metadata={"help": "weight of the policy gradient"})
     question_sampling: str = field(default="uniform", metadata={"help": "uniform or solve_rate"})
     teacher_decay: float | None = field(default=None, metadata={"help": "EMA teacher: its decay a step"})
-    chunk_tokens: int = field(default=1024, metadata={"help": "tokens whose logits exist at one time"})
+    chunk_tokens: int | str = field(
+        default="auto", metadata={"help": "tokens whose logits exist at one time, or auto"}
+    )
     normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
     sync: str = field(default="never", metadata={"help": "never, epoch, steps or plateau"})
     sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})

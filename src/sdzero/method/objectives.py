@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sdzero.method.distill_config import SelfDistillationConfig
-from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
+from sdzero.method.divergence import Backend, DivergenceKind, check_backend, divergence_from_hidden
 from sdzero.method.graded import Graded
 from sdzero.method.hidden import hidden_states, output_head
 from sdzero.method.micro_batches import Context
@@ -89,8 +89,9 @@ class TeacherDivergence:
     """The divergence between student and teacher at each token of y, each in its own context."""
 
     kind: DivergenceKind
-    chunk_tokens: int
+    chunk_tokens: int | Literal["auto"]
     factors: TokenFactors = field(default_factory=TokenFactors, kw_only=True)
+    backend: Backend = field(default="chunked", kw_only=True)
 
     measure = "divergence"
     needs_teacher = True
@@ -124,6 +125,10 @@ class TeacherDivergence:
             teacher_hidden_TD = self.teacher_hidden(teacher, inputs)
         student_head, teacher_head = output_head(student), output_head(teacher.model)
         lengths = inputs["lengths_B"].tolist()
+
+        def factors_of(divergence_T: Tensor, entropy_T: Tensor) -> Tensor | None:
+            return self.factors(divergence_T, entropy_T, lengths)
+
         result = divergence_from_hidden(
             student_hidden_TD,
             teacher_hidden_TD,
@@ -134,7 +139,9 @@ class TeacherDivergence:
             weights_T=weights_T,
             student_bias_V=student_head.bias,
             teacher_bias_V=teacher_head.bias,
-            factors_of=lambda divergence_T, entropy_T: self.factors(divergence_T, entropy_T, lengths),
+            factors_of=None if self.factors.are_ones else factors_of,
+            factors_are_local=self.factors.are_local,
+            backend=self.backend,
         )
         return TokenLosses(result.total, result.per_token_T, result.student_entropy_T)
 
@@ -203,13 +210,17 @@ def reviser_divergence(args: SelfDistillationConfig) -> ReviserDivergence:
     """SD-Zero's objective as the trainer's arguments have it."""
     kind: DivergenceKind = args.divergence  # type: ignore[assignment]
     gradient: ClipGradient = args.clip_gradient  # type: ignore[assignment]
+    backend: Backend = args.divergence_backend  # type: ignore[assignment]
+    check_backend(backend, kind)
+    chunk_tokens: int | Literal["auto"] = args.chunk_tokens  # type: ignore[assignment]
     return ReviserDivergence(
         kind,
-        args.chunk_tokens,
+        chunk_tokens,
         args.phrase_for_reward,
         args.contrast,
         args.policy_gradient_weight,
         factors=TokenFactors(args.divergence_clip, gradient, args.token_share),
+        backend=backend,
     )
 
 

@@ -28,6 +28,16 @@ class TokenFactors:
     clip_gradient: ClipGradient = "scale"
     token_share: float = 1.0
 
+    @property
+    def are_ones(self) -> bool:
+        """Whether nothing is clipped or left out."""
+        return self.clip is None and self.token_share == 1.0
+
+    @property
+    def are_local(self) -> bool:
+        """Whether a token's factor depends on that token alone."""
+        return self.token_share == 1.0
+
     def __call__(self, divergence_T: Tensor, entropy_T: Tensor, lengths: Sequence[int]) -> Tensor | None:
         """The factors of the tokens of responses with these lengths; None where all are 1."""
         factors_T = None
