@@ -91,7 +91,9 @@ OPTIMIZER = {
     "betas": "AdamW's betas, each in [0, 1).",
     "max_grad_norm": "The gradient is clipped to this norm.",
     "batch_size": "Sequences in one optimizer step; a multiple of `micro_batch_size`.",
-    "micro_batch_size": "Sequences in one forward pass. Memory falls with it; the result stays.",
+    "micro_batch_size": "Sequences in one micro-batch. Memory falls with it; the result stays.",
+    "micro_batch_tokens": "Most tokens in one forward pass: a micro-batch is cut into parts of sequences of"
+    " like length. The result stays, to rounding.",
     "epochs": "Passes over the training sequences.",
     "checkpoint_every": "Optimizer steps between checkpoints.",
 }
@@ -136,6 +138,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "dtype": "Type of the weights, in training too: there is no autocast.",
         "attention": "Attention of transformers. `flash_attention_2` needs that package.",
         "device": "`auto` is the GPU if there is one.",
+        "packing": "Train on several sequences in one row, without padding; `auto`: with FlashAttention, and"
+        " with `sdpa` on a GPU. The result stays, to rounding.",
         "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
     },
     "chat": {

@@ -17,6 +17,7 @@ from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import last_complete_checkpoint, training_arguments
+from sdzero.packed_attention import enable_packing
 from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, PhraseSettings, Recipe
 from sdzero.recipe_distill import DistillSettings
@@ -65,6 +66,7 @@ class Bench:
         rehearsal: bool = False,
         tuning_score: Any = None,
         extra: dict[str, Any] | None = None,
+        packed: bool = False,
         **distill: Any,
     ) -> None:
         recipe = make_recipe(**distill)
@@ -96,6 +98,9 @@ class Bench:
         self.teacher = (
             Teacher(teacher, "given") if teacher is not None else Teacher.load(model_folder, dtype, "cpu")
         )
+        if packed:
+            enable_packing(self.model)
+            enable_packing(self.teacher.model)
         self.trainer = SelfDistillationTrainer(
             self.model,
             self.teacher,

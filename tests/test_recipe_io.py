@@ -97,6 +97,12 @@ def test_the_last_override_wins_and_can_mend_the_file(small: Path) -> None:
             ["token_share chooses among all tokens", "distill"],
         ),
         (["distill.clip_gradient=stop"], ["clip_gradient goes with divergence_clip", "distill"]),
+        (
+            ["distill.divergence_backend=trl", "distill.divergence=mixed"],
+            ["TRL's kernel has no mixed divergence", "distill"],
+        ),
+        (["distill.micro_batch_tokens=0"], ["distill.micro_batch_tokens", "greater than or equal to 1"]),
+        (["model.packing=on", "model.attention=eager"], ["cannot read packed sequences", "model"]),
         (["distill.token_share=0"], ["distill.token_share", "greater than 0"]),
         (["distill.early_stop_patience=2"], ["early_stop_patience needs evaluate_every"]),
         (["distill.evaluate_every=2"], ["data.tuning above 0"]),

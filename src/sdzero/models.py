@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from sdzero import tiny
 from sdzero.errors import UserError
+from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
 
 # Loading and saving take moments; their bars and notes would drown the run's own lines.
@@ -90,9 +91,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_model(path: str, settings: ModelSettings) -> PreTrainedModel:
     """Load a causal language model with the recipe's dtype, attention and device."""
-    model = read_model(resolve_path(path), DTYPES[settings.dtype], settings.attention)
+    model = read_model(resolve_path(path), DTYPES[settings.dtype], attention_of(settings))
     model.to(pick_device(settings.device))  # type: ignore[arg-type]
     return model
+
+
+def attention_of(settings: ModelSettings) -> str:
+    """The name of the attention that the settings stand for; `sdpa` has a form that reads packed rows."""
+    packs = settings.packing == "on" or (
+        settings.packing == "auto" and pick_device(settings.device).type == "cuda"
+    )
+    return PACKED_SDPA if packs and settings.attention == "sdpa" else settings.attention
 
 
 def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:

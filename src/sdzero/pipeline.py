@@ -29,7 +29,7 @@ from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.thinking import thinking_of, thinking_warning
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import last_complete_checkpoint
-from sdzero.models import DTYPES, load_tokenizer, pick_device, resolve_path
+from sdzero.models import DTYPES, attention_of, load_tokenizer, pick_device, resolve_path
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
@@ -172,7 +172,7 @@ class Stages(RunContext):
         teacher_folder = resolve_path(named) if named else start
         device = pick_device(self.recipe.model.device)
         reviser = Teacher.load(
-            teacher_folder, DTYPES[self.recipe.model.dtype], device, self.recipe.model.attention
+            teacher_folder, DTYPES[self.recipe.model.dtype], device, attention_of(self.recipe.model)
         )
         self.report(
             f"{name}: {len(questions)} questions, {settings.divergence} divergence (on:"

@@ -24,13 +24,25 @@ CODE_SOURCES = ("codeforces", "livecodebench", "humaneval", "mbpp")
 
 class ModelSettings(Settings):
     """The policy that is trained. `path` is a folder, a hub id, or `tiny`, the embedded model of arithmetic
-    (`tiny:spelling`, `tiny:walks`, `tiny:edits` and `tiny:starts` are those of the other families)."""
+    (`tiny:spelling`, `tiny:walks`, `tiny:edits` and `tiny:starts` are those of the other families).
+
+    `packing` trains on several sequences in one row, without padding; `auto` does with FlashAttention, which
+    always packs, and with `sdpa` on a GPU."""
 
     path: str = "tiny"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    packing: Literal["auto", "on", "off"] = "auto"
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _attention_packs(self) -> Self:
+        if self.packing == "on" and self.attention == "eager":
+            raise ValueError("attention `eager` cannot read packed sequences: set attention: sdpa")
+        if self.packing == "off" and self.attention == "flash_attention_2":
+            raise ValueError("flash_attention_2 always packs: set packing: auto, or attention: sdpa")
+        return self
 
 
 class ChatSettings(Settings):

@@ -12,7 +12,11 @@ class Settings(BaseModel):
 
 
 class OptimizerSettings(Settings):
-    """AdamW and its schedule. Sizes are in sequences per optimizer step and per forward pass."""
+    """AdamW and its schedule. Sizes are in sequences per optimizer step and per micro-batch.
+
+    With `micro_batch_tokens` a micro-batch goes through the model in parts of at most so many tokens,
+    sequences of like length together. What is trained is the same to rounding, whatever the sizes.
+    """
 
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -23,6 +27,7 @@ class OptimizerSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=32, ge=1)
     micro_batch_size: int = Field(default=32, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

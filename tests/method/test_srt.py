@@ -17,6 +17,7 @@ from sdzero.method.srt import SRTConfig, SRTTrainer, srt_rows, train_weighted, w
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
+from sdzero.packed_attention import enable_packing
 from sdzero.recipe import ChatSettings, PhraseSettings, SrtSettings
 from sdzero.recipe_base import OptimizerSettings
 
@@ -86,20 +87,26 @@ def loss_by_hand(model: PreTrainedModel, sequences: list[WeightedSequence]) -> t
     return total / weight_sum
 
 
-def make_batch(sequences: list[WeightedSequence]) -> dict[str, torch.Tensor]:
+def make_batch(sequences: list[WeightedSequence], packed: bool = False) -> dict[str, torch.Tensor]:
     rows = [{"input_ids": list(s.token_ids), "token_weights": list(s.weights)} for s in sequences]
-    return WeightedCollator(0)(rows)
+    (part,) = WeightedCollator(0, packed=packed)(rows)["parts"]
+    return part
 
 
 # ---- the loss ----
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("logits_at_a_time", [1 << 27, VOCABULARY * 7])
-def test_loss_and_gradient_are_those_worked_by_hand(monkeypatch, logits_at_a_time):
+def test_loss_and_gradient_are_those_worked_by_hand(monkeypatch, logits_at_a_time, packed):
     monkeypatch.setattr(srt, "LOGITS_AT_A_TIME", logits_at_a_time)
     model, sequences = make_model(), make_sequences(5)
-    batch = make_batch(sequences)
-    ours = weighted_loss_sum(model, batch["input_ids"], batch["token_weights"]) / batch["token_weights"].sum()
+    if packed:
+        enable_packing(model)
+    batch = make_batch(sequences, packed)
+    assert (batch["lengths"] is not None) == packed
+    loss = weighted_loss_sum(model, batch["ids"], batch["weights"], batch["lengths"])
+    ours = loss / batch["weights"].sum()
     ours.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -381,6 +388,38 @@ def test_every_row_comes_once_an_epoch_in_batches_of_like_length():
 def test_the_collator_refuses_weights_that_do_not_fit():
     with pytest.raises(ValueError, match="3 token ids but 2 weights"):
         WeightedCollator(0)([{"input_ids": [1, 2, 3], "token_weights": [0.0, 1.0]}])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_in_parts_and_packed_ends_in_the_same_weights(tmp_path, tokenizer, packed):
+    """Through the trainer, to rounding: whole padded micro-batches, and parts of at most 30 tokens."""
+    ends, shapes = [], []
+    for limit in (None, 30):
+        model = make_model()
+        if packed and limit:
+            enable_packing(model)
+        if limit:
+            model.model.register_forward_pre_hook(
+                lambda module, _, keywords: shapes.append((module.training, keywords["input_ids"].shape)),
+                with_kwargs=True,
+            )
+        train_weighted(
+            model,
+            tokenizer,
+            make_sequences(11),
+            make_settings(micro_batch_tokens=limit),
+            epochs=2,
+            checkpoint_every=100,
+            output_dir=tmp_path / str(limit),
+            seed=0,
+        )
+        ends.append(dict(model.named_parameters()))
+    trained = [shape for is_training, shape in shapes if is_training]
+    assert len(trained) > 4  # more than the micro-batches
+    assert all(shape.numel() <= 30 for shape in trained)
+    assert any(shape[0] > 1 for shape in trained) != packed
+    for name, parameter in ends[0].items():
+        torch.testing.assert_close(ends[1][name], parameter, rtol=1e-6, atol=1e-9)
 
 
 # ---- the stages ----

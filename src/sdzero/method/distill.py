@@ -28,7 +28,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerState,
 )
@@ -39,8 +38,9 @@ from sdzero.method.alarms import alarms_for
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Draw, Graded, GradedSampler
 from sdzero.method.hidden import check_output_head
-from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_micro_batch
+from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_parts
 from sdzero.method.objectives import Objective, reviser_divergence
+from sdzero.method.parts import TrainsInParts
 from sdzero.method.question_sampling import SolveRates
 from sdzero.method.restrict import DivergenceOn, carrying_tokens
 from sdzero.method.roles import WeightedSequence
@@ -55,6 +55,7 @@ from sdzero.method.training import (
     StopWithoutProgress,
     evaluations_without_progress,
 )
+from sdzero.packed_attention import check_packing, packs_rows
 from sdzero.questions.question import Question
 from sdzero.recipe import AlarmSettings
 from sdzero.rollout.engine import Sampling, seed_of
@@ -69,7 +70,7 @@ def rollout_file(stage: str, step: int) -> str:
     return f"{stage}/rollouts/step-{step:06d}.jsonl"
 
 
-class SelfDistillationTrainer(Trainer):
+class SelfDistillationTrainer(TrainsInParts):
     """Trains the student on its own responses; by default against a frozen or synchronised Reviser.
 
     Args:
@@ -133,6 +134,10 @@ class SelfDistillationTrainer(Trainer):
         if isinstance(engine, TransformersEngine) and engine.model is not model:
             raise ValueError("the rollout engine samples from another model than the student")
         check_output_head(model)
+        self._packed = packs_rows(model)
+        if self._packed:
+            for one in (model, *([teacher.model] if teacher is not None else [])):
+                check_packing(one)
         pad = processing_class.pad_token_id
         self.pad_id = int(processing_class.eos_token_id if pad is None else pad)
         self.stage = stage
@@ -202,11 +207,14 @@ class SelfDistillationTrainer(Trainer):
         contexts.sort(key=lambda item: item[0].context_tokens)
         rehearsal = self._rehearsal_of_step()
         hands = zip(deal(contexts, len(batches)), deal(rehearsal, len(batches)), strict=True)
-        micro = [make_micro_batch(own, rehearsed, self.pad_id) for own, rehearsed in hands]
+        limit, packed = self.args.micro_batch_tokens, self._packed
+        micro = [
+            {"parts": make_parts(own, rehearsed, self.pad_id, limit, packed)} for own, rehearsed in hands
+        ]
         rehearsal_total = sum(sum(s.weights) for s in rehearsal)
-        for batch in micro:
-            batch["rehearsal_total"] = rehearsal_total
-            batch["mean_reward"] = mean_reward
+        for part in (part for batch in micro for part in batch["parts"]):
+            part["rehearsal_total"] = rehearsal_total
+            part["mean_reward"] = mean_reward
         carried = [sum(context.loss_weights or (1,) * len(context.targets)) for context, _ in contexts]
         self._step = begin_tally(graded, contexts, rehearsal, rollout_seconds, self.objective.measure)
         if self.args.divergence_on != "all":
@@ -281,7 +289,9 @@ class SelfDistillationTrainer(Trainer):
         if "input_ids" in inputs:
             loss = loss + self._loss(student, inputs, num_items_in_batch)
         if "rehearsal_ids" in inputs:
-            rehearsed = weighted_loss_sum(student, inputs["rehearsal_ids"], inputs["rehearsal_weights"])
+            rehearsed = weighted_loss_sum(
+                student, inputs["rehearsal_ids"], inputs["rehearsal_weights"], inputs["rehearsal_lengths"]
+            )
             loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
         if not loss.requires_grad:  # nothing of the batch fell to this micro-batch
             loss = loss + 0.0 * sum(p.sum() for p in student.parameters() if p.requires_grad)

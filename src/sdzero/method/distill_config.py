@@ -24,6 +24,7 @@ SAME_NAME = (
     "question_sampling",
     "teacher_decay",
     "chunk_tokens",
+    "micro_batch_tokens",
     "normalize",
     "sync",
     "rehearsal_weight",
@@ -60,6 +61,7 @@ class SelfDistillationConfig(TrainingArguments):
     chunk_tokens: int | str = field(
         default="auto", metadata={"help": "tokens whose logits exist at one time, or auto"}
     )
+    micro_batch_tokens: int | None = field(default=None, metadata={"help": "most tokens in a forward pass"})
     normalize: str = field(default="tokens", metadata={"help": "tokens or sequences"})
     sync: str = field(default="never", metadata={"help": "never, epoch, steps or plateau"})
     sync_every: int = field(default=0, metadata={"help": "steps between syncs, with sync=steps"})

@@ -1,9 +1,12 @@
 """From token ids to the hidden states that predict the targets, and the head that reads them."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel
 
 from sdzero.errors import UserError
+from sdzero.packed_attention import packed_arguments
 
 PROBE_TOKENS = 4
 
@@ -20,13 +23,20 @@ def output_head(model: PreTrainedModel) -> torch.nn.Linear:
     return head
 
 
-def hidden_states(model: PreTrainedModel, ids_BT: torch.Tensor, positions_N: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    model: PreTrainedModel,
+    ids_BT: torch.Tensor,
+    positions_N: torch.Tensor,
+    lengths: Sequence[int] | None = None,
+) -> torch.Tensor:
     """Last hidden states [N, D] at positions of the flattened [B * T] input.
 
-    Rows are padded on the right and attention is causal, so no attention mask is needed.
+    Rows are padded on the right and attention is causal, so no attention mask is needed. With `lengths` the
+    input is one row [1, T] of sequences of these lengths (`sdzero.packed_attention`).
     """
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
-    hidden_BTD: torch.Tensor = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+    packed = {} if lengths is None else packed_arguments(lengths, model)
+    hidden_BTD: torch.Tensor = decoder(input_ids=ids_BT, use_cache=False, **packed).last_hidden_state
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N.to(hidden_BTD.device)]
 
 

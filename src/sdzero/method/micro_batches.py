@@ -1,12 +1,13 @@
-"""The batches of the on-policy trainer: which questions are next, and micro-batches of padded tensors."""
+"""The batches of the on-policy trainer: which questions are next, and the tensors of a micro-batch."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from sdzero.method.parts import cut_by_tokens
 from sdzero.method.roles import ContrastivePair, DistillationPair, StudentTargets, WeightedSequence
+from sdzero.method.rows import Rows, weighted_rows
 
 Row = TypeVar("Row")
 
@@ -32,32 +33,24 @@ def collate_numbers(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
     return {"index": torch.tensor([row["index"] for row in rows])}
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
-    """Token ids as a padded tensor [B, T]. Attention is causal, so no real token sees the padding."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
-
-
-def flat_positions(positions: Sequence[Sequence[int]], row_length: int) -> torch.Tensor:
-    """Positions in rows as positions in the flattened [B * T] tensor."""
-    return torch.tensor([row * row_length + p for row, own in enumerate(positions) for p in own])
-
-
 def make_micro_batch(
-    contexts: Sequence[tuple[Context, int]], rehearsal: Sequence[WeightedSequence], pad: int
+    contexts: Sequence[tuple[Context, int]],
+    rehearsal: Sequence[WeightedSequence],
+    pad: int,
+    packed: bool = False,
 ) -> dict[str, Any]:
     """Tensors of one micro-batch. `contexts` carry the reward; both may be empty.
 
     Those of the teacher are there if the contexts are pairs of a student's and a teacher's, those of the
-    targets' weights if some context has weights.
+    targets' weights if some context has weights. `*_lengths` are None for padded rows.
     """
     batch: dict[str, Any] = {}
     if contexts:
-        student_ids_BT = pad_right([context.student_ids for context, _ in contexts], pad)
+        student = Rows.of([context.student_ids for context, _ in contexts], pad, packed)
         batch |= {
-            "input_ids": student_ids_BT,
-            "student_positions": flat_positions(
-                [context.student_logit_positions for context, _ in contexts], student_ids_BT.shape[1]
-            ),
+            "input_ids": student.ids_BT,
+            "student_lengths": student.lengths,
+            "student_positions": student.flat([context.student_logit_positions for context, _ in contexts]),
             "targets_T": torch.tensor([token for context, _ in contexts for token in context.targets]),
             "lengths_B": torch.tensor([len(context.targets) for context, _ in contexts]),
             "rewards_B": torch.tensor([reward for _, reward in contexts]),
@@ -68,24 +61,48 @@ def make_micro_batch(
             batch["weight_sums_B"] = torch.tensor([sum(own) for own in weights])
     pairs = [context for context, _ in contexts if isinstance(context, DistillationPair)]
     if pairs:
-        teacher_ids_BT = pad_right([pair.teacher_ids for pair in pairs], pad)
-        batch["teacher_ids"] = teacher_ids_BT
-        batch["teacher_positions"] = flat_positions(
-            [pair.teacher_logit_positions for pair in pairs], teacher_ids_BT.shape[1]
-        )
+        teacher = Rows.of([pair.teacher_ids for pair in pairs], pad, packed)
+        batch |= {
+            "teacher_ids": teacher.ids_BT,
+            "teacher_lengths": teacher.lengths,
+            "teacher_positions": teacher.flat([pair.teacher_logit_positions for pair in pairs]),
+        }
     contrastive = [pair for pair in pairs if isinstance(pair, ContrastivePair)]
     if contrastive:
-        other_ids_BT = pad_right([pair.other_ids for pair in contrastive], pad)
-        batch["other_ids"] = other_ids_BT
-        batch["other_positions"] = flat_positions(
-            [pair.other_logit_positions for pair in contrastive], other_ids_BT.shape[1]
-        )
+        other = Rows.of([pair.other_ids for pair in contrastive], pad, packed)
+        batch |= {
+            "other_ids": other.ids_BT,
+            "other_lengths": other.lengths,
+            "other_positions": other.flat([pair.other_logit_positions for pair in contrastive]),
+        }
     if rehearsal:
-        batch["rehearsal_ids"] = pad_right([s.token_ids for s in rehearsal], pad)
-        batch["rehearsal_weights"] = pad_sequence(
-            [torch.tensor(s.weights) for s in rehearsal], batch_first=True, padding_value=0.0
-        )
+        ids, weights = [s.token_ids for s in rehearsal], [s.weights for s in rehearsal]
+        rows = weighted_rows(ids, weights, pad, packed)
+        batch |= {f"rehearsal_{name}": value for name, value in rows.items()}
     return batch
+
+
+def make_parts(
+    contexts: Sequence[tuple[Context, int]],
+    rehearsal: Sequence[WeightedSequence],
+    pad: int,
+    limit: int | None,
+    packed: bool,
+) -> list[dict[str, Any]]:
+    """One micro-batch as parts of at most `limit` tokens (see `cut_by_tokens`); None: in one part."""
+    if limit is None:
+        return [make_micro_batch(contexts, rehearsal, pad, packed)]
+    parts = [
+        make_micro_batch(part, [], pad, packed)
+        for part in cut_by_tokens(contexts, lambda row: row[0].context_tokens, limit, packed)
+    ]
+    if rehearsal:
+        by_length = sorted(rehearsal, key=lambda sequence: len(sequence.token_ids))
+        parts += [
+            make_micro_batch([], part, pad, packed)
+            for part in cut_by_tokens(by_length, lambda sequence: len(sequence.token_ids), limit, packed)
+        ]
+    return parts
 
 
 def deal(rows: Sequence[Row], hands: int) -> list[list[Row]]:

@@ -77,6 +77,11 @@ class Objective(Protocol):
         ...
 
 
+def student_hidden(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+    """[T, D]: what `model` has at the student's positions, in the student's context."""
+    return hidden_states(model, inputs["input_ids"], inputs["student_positions"], inputs["student_lengths"])
+
+
 def phrase_reward(reward: int, phrase_for_reward: str) -> int:
     """Which phrase the Reviser gets: the true one, or for ablations a held or a flipped one."""
     if phrase_for_reward == "held":
@@ -105,12 +110,14 @@ class TeacherDivergence:
     ) -> TokenLosses:
         """Gradient reaches the student's distributions only."""
         assert teacher is not None, "the trainer checks that there is one"
-        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        student_hidden_TD = student_hidden(student, inputs)
         return self.divergence(student, student_hidden_TD, teacher, inputs, weights_T)
 
     def teacher_hidden(self, teacher: Teacher, inputs: dict[str, Any]) -> Tensor:
         """[T, D]: what the teacher's head is to read."""
-        return hidden_states(teacher.model, inputs["teacher_ids"], inputs["teacher_positions"])
+        return hidden_states(
+            teacher.model, inputs["teacher_ids"], inputs["teacher_positions"], inputs["teacher_lengths"]
+        )
 
     def divergence(
         self,
@@ -178,8 +185,10 @@ class ReviserDivergence(TeacherDivergence):
         hidden_TD = super().teacher_hidden(teacher, inputs)
         if not self.contrast:
             return hidden_TD
-        other_TD = hidden_states(teacher.model, inputs["other_ids"], inputs["other_positions"])
-        plain_TD = hidden_states(teacher.model, inputs["input_ids"], inputs["student_positions"])
+        other_TD = hidden_states(
+            teacher.model, inputs["other_ids"], inputs["other_positions"], inputs["other_lengths"]
+        )
+        plain_TD = student_hidden(teacher.model, inputs)
         return hidden_TD - self.contrast * (other_TD - plain_TD)
 
     def token_losses(
@@ -191,7 +200,7 @@ class ReviserDivergence(TeacherDivergence):
     ) -> TokenLosses:
         """The divergence, and the policy gradient where it has a weight."""
         assert teacher is not None, "the trainer checks that there is one"
-        student_hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        student_hidden_TD = student_hidden(student, inputs)
         losses = self.divergence(student, student_hidden_TD, teacher, inputs, weights_T)
         if not self.policy_gradient_weight:
             return losses
@@ -276,7 +285,7 @@ class ConstantAdvantage:
         weights_T: Tensor | None,
     ) -> TokenLosses:
         """The measure is log pi(y_t)."""
-        hidden_TD = hidden_states(student, inputs["input_ids"], inputs["student_positions"])
+        hidden_TD = student_hidden(student, inputs)
         log_probability_T, entropy_T = target_log_probabilities(
             hidden_TD, output_head(student), inputs["targets_T"].to(hidden_TD.device)
         )

@@ -41,6 +41,7 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.alarms import alarms_for
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.parts import TrainsInParts
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import (
@@ -50,6 +51,7 @@ from sdzero.method.training import (
     training_arguments,
 )
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
+from sdzero.packed_attention import check_packing, packed_arguments, packs_rows
 from sdzero.recipe import AlarmSettings, SrtSettings
 from sdzero.recipe_base import OptimizerSettings
 
@@ -100,8 +102,12 @@ def _parts(trace: RevisionTrace) -> tuple[tuple[int, ...], tuple[int, ...], int,
     return trace.prompt_ids, trace.initial_ids, trace.reward, trace.revised_ids
 
 
-def weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
+def weighted_loss_sum(
+    model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Sum of weight * -log p(token) over a batch padded on the right; a scalar that carries gradient.
+
+    With `lengths` the batch is one row of packed sequences, whose first tokens must have weight 0.
 
     `weights_BT[b, t]` is the weight of the token `ids_BT[b, t]` as a target; the first column has no
     prediction and is left out. Logits are made for weighted tokens only, and taken to float32 (float64
@@ -111,7 +117,7 @@ def weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor
     row_N, column_N = weights_BP.nonzero(as_tuple=True)
     targets_N = ids_BT[row_N, column_N + 1]
     weights_N = weights_BP[row_N, column_N]
-    hidden_ND = hidden_states(model, ids_BT, row_N * ids_BT.shape[1] + column_N)
+    hidden_ND = hidden_states(model, ids_BT, row_N * ids_BT.shape[1] + column_N, lengths)
     head = output_head(model)
 
     def loss_sum(hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
@@ -137,8 +143,12 @@ def weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor
 
 @dataclass
 class SRTConfig(SFTConfig):
-    """`SFTConfig` with the defaults that weighted token ids need: nothing is cut, packed or re-made."""
+    """`SFTConfig` with the defaults that weighted token ids need: nothing is cut or re-made.
 
+    Rows are packed if the model's attention takes that (`sdzero.packed_attention`), not by TRL's `packing`.
+    """
+
+    micro_batch_tokens: int | None = field(default=None, metadata={"help": "most tokens in a forward pass"})
     max_length: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -159,7 +169,7 @@ class SRTConfig(SFTConfig):
             )
 
 
-class SRTTrainer(SFTTrainer):
+class SRTTrainer(TrainsInParts, SFTTrainer):
     """TRL's SFTTrainer with a weight on each target token; rows hold `input_ids` and `token_weights`.
 
     The loss, the order of the rows (by length, from seed and epoch alone, so that a resumed run sees
@@ -180,6 +190,8 @@ class SRTTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         check_output_head(model)
+        if packs_rows(model):
+            check_packing(model)
         pad = processing_class.pad_token_id
         self.trained_tokens = 0
         super().__init__(
@@ -187,7 +199,11 @@ class SRTTrainer(SFTTrainer):
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            data_collator=WeightedCollator(processing_class.eos_token_id if pad is None else pad),
+            data_collator=WeightedCollator(
+                processing_class.eos_token_id if pad is None else pad,
+                args.micro_batch_tokens,
+                packs_rows(model),
+            ),
             callbacks=callbacks,
             **kwargs,
         )
@@ -202,12 +218,12 @@ class SRTTrainer(SFTTrainer):
         return LengthSortedSampler([len(ids) for ids in dataset["input_ids"]], batch_size, self.args.seed)
 
     def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+        self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor | None:
         """Sum of the weights over the global batch, in place of TRL's count of tokens."""
         if not batch_samples:
             return None
-        weights = [batch["token_weights"][:, 1:] for batch in batch_samples]
+        weights = [part["weights"] for batch in batch_samples for part in batch["parts"]]
         total = torch.stack([part.sum() for part in weights]).sum().to(device)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.gather(total).sum()
@@ -222,25 +238,28 @@ class SRTTrainer(SFTTrainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This micro-batch's share of the loss over the global batch."""
         if return_outputs:
             raise NotImplementedError("logits are never built as a whole")
-        ids_BT, weights_BT = inputs["input_ids"], inputs["token_weights"]
+        ids_BT, weights_BT, lengths = inputs["ids"], inputs["weights"], inputs["lengths"]
         alone = self.accelerator.distributed_type == DistributedType.NO
         if alone and isinstance(model, PreTrainedModel):
-            total = weighted_loss_sum(model, ids_BT, weights_BT)
+            total = weighted_loss_sum(model, ids_BT, weights_BT, lengths)
         else:
             # DDP, FSDP and DeepSpeed must be entered by their own forward. TRL has put a head into the
             # model's forward that gives log p of each target in tiles.
             labels_BT = ids_BT.masked_fill(weights_BT == 0, IGNORED_LABEL)
-            output = model(input_ids=ids_BT, labels=labels_BT, fused_lm_head=True)
+            packed = (
+                {} if lengths is None else packed_arguments(lengths, self.accelerator.unwrap_model(model))
+            )
+            output = model(input_ids=ids_BT, labels=labels_BT, fused_lm_head=True, **packed)
             total = -(output.log_probs * weights_BT[:, 1:].to(output.log_probs.dtype)).sum()
         if num_items_in_batch is None:
-            num_items_in_batch = weights_BT[:, 1:].sum()
+            num_items_in_batch = weights_BT.sum()
         # Wrappers average the gradients over the processes, while the weights were summed over them.
         loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
@@ -331,7 +350,8 @@ def train_weighted(
     }
     was_training, own_forward = model.training, model.__dict__.get("forward")
     try:
-        trainer = SRTTrainer(model, SRTConfig(**arguments), Dataset.from_dict(rows), tokenizer, callbacks)
+        config = SRTConfig(**arguments, micro_batch_tokens=settings.micro_batch_tokens)
+        trainer = SRTTrainer(model, config, Dataset.from_dict(rows), tokenizer, callbacks)
         trainer.remove_callback(PrinterCallback)
         if counter is not None:
             counter.trainer = trainer

@@ -1,13 +1,14 @@
-"""Batches of weighted token sequences: how rows are ordered, and how they are padded."""
+"""Batches of weighted token sequences: how rows are ordered, and how they are cut into parts."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import Sampler
+
+from sdzero.method.parts import cut_by_tokens
+from sdzero.method.rows import weighted_rows
 
 BATCHES_SORTED = 8
 """Batches that are drawn together and sorted by length, to cut padding."""
@@ -15,25 +16,35 @@ BATCHES_SORTED = 8
 
 @dataclass(frozen=True)
 class WeightedCollator:
-    """Pads rows on the right into `input_ids` and `token_weights`, both [B, T]; padding weighs 0.
+    """Makes a micro-batch: `parts` of at most `limit` tokens, each with `ids`, `weights` and `lengths`.
 
-    No attention mask is made: attention is causal, so nothing before the padding sees it.
+    Rows are padded on the right, or packed (see `weighted_rows`). Without a limit there is one part, with
+    the rows in their order; else they are ordered by length.
     """
 
     pad_token_id: int
+    limit: int | None = None
+    packed: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Collate. Raises ValueError if a row's weights and ids differ in number."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        ids_BT = torch.full((len(rows), longest), self.pad_token_id)
-        weights_BT = torch.zeros(len(rows), longest)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            if len(row["token_weights"]) != length:
-                raise ValueError(f"{length} token ids but {len(row['token_weights'])} weights")
-            ids_BT[index, :length] = torch.tensor(row["input_ids"])
-            weights_BT[index, :length] = torch.tensor(row["token_weights"])
-        return {"input_ids": ids_BT, "token_weights": weights_BT}
+        if self.limit is not None:
+            rows = sorted(rows, key=_length)
+        return {
+            "parts": [
+                weighted_rows(
+                    [row["input_ids"] for row in part],
+                    [row["token_weights"] for row in part],
+                    self.pad_token_id,
+                    self.packed,
+                )
+                for part in cut_by_tokens(rows, _length, self.limit, self.packed)
+            ]
+        }
+
+
+def _length(row: dict[str, Any]) -> int:
+    return len(row["input_ids"])
 
 
 class LengthSortedSampler(Sampler[int]):
