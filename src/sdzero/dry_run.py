@@ -58,6 +58,11 @@ class EndingEngine:
         """That of the engine inside."""
         return self._engine.max_context
 
+    @property
+    def samples_elsewhere(self) -> bool:
+        """As the engine inside does."""
+        return self._engine.samples_elsewhere
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample, and end what did not end."""
         return [

@@ -22,6 +22,8 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     `token_share` keeps that share of a response's tokens, of the highest student entropy. `contrast` takes
     the other phrase's change from the teacher; `policy_gradient_weight` adds a policy gradient.
     `question_sampling` draws questions evenly, or more often those that are solved about half of the time.
+    `rollouts_ahead: 1` samples the responses of a step from the weights before the last update, so that
+    sampling or grading goes on meanwhile (docs/options.md).
     `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence; the
     traces are the run's own, or those of another run's file `rehearsal_traces`.
     `teacher` is a model folder to be the Reviser in place of the SRT model.
@@ -40,6 +42,7 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     contrast: float = Field(default=0.0, ge=0)
     policy_gradient_weight: float = Field(default=0.0, ge=0)
     question_sampling: Literal["uniform", "solve_rate"] = "uniform"
+    rollouts_ahead: Literal[0, 1] = 0
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     normalize: Literal["tokens", "sequences"] = "tokens"
     epochs: int = Field(default=1, ge=1)
@@ -87,6 +90,11 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
             )
         if self.clip_gradient != "scale" and self.divergence_clip is None:
             raise ValueError("clip_gradient goes with divergence_clip, and only with it")
+        if self.rollouts_ahead and self.policy_gradient_weight:
+            raise ValueError(
+                "policy_gradient_weight needs responses of the current weights, and with rollouts_ahead they"
+                " are one update old: set one of them to 0"
+            )
         if self.early_stop_patience is not None and self.evaluate_every is None:
             raise ValueError("early_stop_patience needs evaluate_every")
         return self

@@ -13,8 +13,8 @@ from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from sdzero.baselines.spending import TokenSpending
 from sdzero.errors import UserError
-from sdzero.method.distill import rollout_file
 from sdzero.method.graded import Draw, Graded, GradedSampler
+from sdzero.method.step_rollouts import rollout_file
 from sdzero.questions.question import Question
 from sdzero.recipe_baselines import GrpoSettings
 from sdzero.rollout.engine import Sampling, seed_of

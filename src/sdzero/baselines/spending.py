@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sdzero.errors import UserError
-from sdzero.method.distill import rollout_file
+from sdzero.method.step_rollouts import rollout_file
 from sdzero.run_dir import RunDir
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup"]

@@ -12,7 +12,6 @@ What is minimised is an `Objective`: SD-Zero's, or that of a baseline which has 
 """
 
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,15 +35,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sdzero.errors import UserError
 from sdzero.method.alarms import alarms_for
 from sdzero.method.distill_config import SelfDistillationConfig
-from sdzero.method.graded import Draw, Graded, GradedSampler
+from sdzero.method.graded import Graded, GradedSampler
 from sdzero.method.hidden import check_output_head
 from sdzero.method.micro_batches import Context, QuestionNumbers, collate_numbers, deal, make_parts
 from sdzero.method.objectives import Objective, reviser_divergence
 from sdzero.method.parts import TrainsInParts
-from sdzero.method.question_sampling import SolveRates
 from sdzero.method.restrict import DivergenceOn, carrying_tokens
 from sdzero.method.roles import WeightedSequence
 from sdzero.method.srt import weighted_loss_sum
+from sdzero.method.step_rollouts import StepRollouts
 from sdzero.method.step_tally import begin_tally, tally_metrics
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import (
@@ -58,16 +57,11 @@ from sdzero.method.training import (
 from sdzero.packed_attention import check_packing, packs_rows
 from sdzero.questions.question import Question
 from sdzero.recipe import AlarmSettings
-from sdzero.rollout.engine import Sampling, seed_of
+from sdzero.rollout.engine import seed_of
 from sdzero.rollout.transformers_engine import TransformersEngine
 
 COUNTED = "counted.json"
 """In a checkpoint: how many rollouts were left out so far, and why; and what is known of solve rates."""
-
-
-def rollout_file(stage: str, step: int) -> str:
-    """Where in the run folder the responses of a step are kept; also their key in the ledger."""
-    return f"{stage}/rollouts/step-{step:06d}.jsonl"
 
 
 class SelfDistillationTrainer(TrainsInParts):
@@ -144,7 +138,7 @@ class SelfDistillationTrainer(TrainsInParts):
         self.objective: Objective = objective
         self.teacher = teacher
         self.questions = list(questions)
-        self.solve_rates = SolveRates(self.questions) if args.question_sampling == "solve_rate" else None
+        self.rollouts = StepRollouts(sampler, self.questions, args, stage, objective.seeded_as)
         self._last_score: float | None = None
         self.sampler = sampler
         self.rehearsal = list(rehearsal)
@@ -194,15 +188,9 @@ class SelfDistillationTrainer(TrainsInParts):
     ) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """Sample and grade the whole global batch, then cut it into micro-batches by length."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        questions = [self.questions[i] for batch in batches for i in batch["index"].tolist()]
-        if self.solve_rates is not None:  # the epoch says how many, the rates which
-            questions = self.solve_rates.choose(len(questions), self.args.seed, self.state.global_step)
-        started = time.monotonic()
-        graded = self._rollout(questions)
-        rollout_seconds = time.monotonic() - started
-        if self.solve_rates is not None:
-            self.solve_rates.note(graded)
-        contexts = self._contexts(graded)
+        numbers = [number for batch in batches for number in batch["index"].tolist()]
+        rollout = self.rollouts.of_step(self.state.global_step, numbers, self.state.max_steps)
+        contexts = self._contexts(rollout.graded)
         mean_reward = sum(reward for _, reward in contexts) / max(len(contexts), 1)
         contexts.sort(key=lambda item: item[0].context_tokens)
         rehearsal = self._rehearsal_of_step()
@@ -216,24 +204,11 @@ class SelfDistillationTrainer(TrainsInParts):
             part["rehearsal_total"] = rehearsal_total
             part["mean_reward"] = mean_reward
         carried = [sum(context.loss_weights or (1,) * len(context.targets)) for context, _ in contexts]
-        self._step = begin_tally(graded, contexts, rehearsal, rollout_seconds, self.objective.measure)
+        self._step = begin_tally(rollout, contexts, rehearsal, self.objective.measure)
         if self.args.divergence_on != "all":
             self._step["carrying_share"] = sum(carried) / max(sum(len(c.targets) for c, _ in contexts), 1)
         items = sum(carried) if self.args.normalize == "tokens" else sum(own > 0 for own in carried)
         return micro, torch.tensor(items or 1, device=device)
-
-    def _rollout(self, questions: Sequence[Question]) -> list[Graded]:
-        step = self.state.global_step
-        draws = [
-            Draw(
-                question,
-                tuple(self.sampler.roles.generator_prompt(question)),
-                seed_of(self.args.seed, self.objective.seeded_as, step, question.id),
-            )
-            for question in questions
-        ]
-        sampling = Sampling(self.args.temperature, self.args.max_new_tokens, self.args.top_p)
-        return self.sampler.batch(draws, sampling, rollout_file(self.stage, step), self.stage)
 
     def _contexts(self, graded: Sequence[Graded]) -> list[tuple[Context, int]]:
         contexts = []
@@ -345,22 +320,19 @@ class SelfDistillationTrainer(TrainsInParts):
         student: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         return student
 
-    def _steps_per_epoch(self) -> int:
-        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return math.ceil(len(self.questions) / per_step)
-
     def _is_last(self, step: int) -> bool:
         return step >= self.state.max_steps or self._is_spent(step)
 
     def _is_sync_step(self, step: int) -> bool:
         if self.args.sync in ("never", "plateau") or self._is_last(step):
             return False
-        every = self._steps_per_epoch() if self.args.sync == "epoch" else self.args.sync_every
+        every = self.rollouts.steps_per_epoch if self.args.sync == "epoch" else self.args.sync_every
         return step % every == 0
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """After the optimizer's step, before anything is saved: count, tell the engine, sync."""
         if self._step:
+            self.rollouts.wait_until_sampled()  # with the weights before this step
             self.sampler.note_weights_changed()
             if self.teacher is not None and self.args.teacher_decay is not None:
                 self.teacher.follow(self._student(), self.args.teacher_decay)
@@ -379,6 +351,7 @@ class SelfDistillationTrainer(TrainsInParts):
         """Score the student on the tuning questions (not on a loss)."""
         if self.tuning_score is None:
             raise ValueError("no tuning questions were given")
+        self.rollouts.finish()  # the engine and the verifier serve one at a time
         scores = self.tuning_score(self.state.global_step)
         if self.args.sync == "plateau":
             self._sync_on_plateau(scores["avg"])
@@ -397,13 +370,14 @@ class SelfDistillationTrainer(TrainsInParts):
     # ---- saving and resuming ----
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.rollouts.finish()  # what old weights have sampled, no resumed run can sample again
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.teacher is not None:
             self.teacher.save(folder)
         kept: dict[str, Any] = {**self.counted, "last_score": self._last_score}
-        if self.solve_rates is not None:
-            kept["solve_rates"] = self.solve_rates.to_json()
+        if self.rollouts.solve_rates is not None:
+            kept["solve_rates"] = self.rollouts.solve_rates.to_json()
         (folder / COUNTED).write_text(json.dumps(kept))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -416,8 +390,8 @@ class SelfDistillationTrainer(TrainsInParts):
                 self.teacher.restore(folder)
             kept = json.loads((folder / COUNTED).read_text())
             self._last_score = kept.pop("last_score")
-            if self.solve_rates is not None:
-                self.solve_rates.restore(kept.pop("solve_rates"))
+            if self.rollouts.solve_rates is not None:
+                self.rollouts.solve_rates.restore(kept.pop("solve_rates"))
             self.counted = kept
             self.sampler.note_weights_changed(int(folder.name.rpartition("-")[2]))
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
@@ -432,4 +406,5 @@ class SelfDistillationTrainer(TrainsInParts):
                 self.state = state
                 self._load_from_checkpoint(str(folder))
                 return None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.rollouts:
+            return super().train(resume_from_checkpoint, *args, **kwargs)

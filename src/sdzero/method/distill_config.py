@@ -22,6 +22,7 @@ SAME_NAME = (
     "contrast",
     "policy_gradient_weight",
     "question_sampling",
+    "rollouts_ahead",
     "teacher_decay",
     "chunk_tokens",
     "micro_batch_tokens",
@@ -57,6 +58,7 @@ class SelfDistillationConfig(TrainingArguments):
     contrast: float = field(default=0.0, metadata={"help": "weight of the other phrase's change"})
     policy_gradient_weight: float = field(default=0.0, metadata={"help": "weight of the policy gradient"})
     question_sampling: str = field(default="uniform", metadata={"help": "uniform or solve_rate"})
+    rollouts_ahead: int = field(default=0, metadata={"help": "1: responses of the weights one update ago"})
     teacher_decay: float | None = field(default=None, metadata={"help": "EMA teacher: its decay a step"})
     chunk_tokens: int | str = field(
         default="auto", metadata={"help": "tokens whose logits exist at one time, or auto"}

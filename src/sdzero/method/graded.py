@@ -5,7 +5,7 @@ starts again reads it instead of sampling it again.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class GradedSampler:
     ) -> None:
         self.engine = engine
         self.roles = roles
-        self._grade = grade
+        self.grade = grade
         self.run = run
         self.ledger = ledger
         self._progress = progress
@@ -145,18 +145,33 @@ class GradedSampler:
         self, draws: Sequence[Draw], sampling: Sampling, name: str, stage: str, trim: bool = False
     ) -> list[Graded]:
         """Sample and grade one batch, or read it if it was finished before. `name` is its file."""
-        if self.run.path(name).exists():
-            rows = self.run.read_jsonl(name)
-            if len(rows) != len(draws):
-                raise UserError(
-                    f"a stored batch holds {len(rows)} responses, this run asks for {len(draws)}",
-                    str(self.run.path(name)),
-                    "the data or the recipe changed under the run: start in a new folder",
-                )
-            where = str(self.run.path(name))
-            return [_from_row(draw, row, where) for draw, row in zip(draws, rows, strict=True)]
+        stored = self.stored(draws, name)
+        if stored is not None:
+            return stored
         started = time.monotonic()
-        graded = self._sample_and_grade(draws, sampling, trim)
+        with GradingAhead(self.grade) as grading:
+            sampled = self.sample(draws, sampling, grading, trim)
+            graded = sampled.graded(grading.finish())
+        self.keep(draws, graded, name, stage, time.monotonic() - started)
+        return graded
+
+    def stored(self, draws: Sequence[Draw], name: str) -> list[Graded] | None:
+        """A batch that was finished before, from its file, or None. Raises UserError if it is another's."""
+        if not self.run.path(name).exists():
+            return None
+        rows, where = self.run.read_jsonl(name), str(self.run.path(name))
+        if len(rows) != len(draws):
+            raise UserError(
+                f"a stored batch holds {len(rows)} responses, this run asks for {len(draws)}",
+                where,
+                "the data or the recipe changed under the run: start in a new folder",
+            )
+        return [_from_row(draw, row, where) for draw, row in zip(draws, rows, strict=True)]
+
+    def keep(
+        self, draws: Sequence[Draw], graded: Sequence[Graded], name: str, stage: str, seconds: float
+    ) -> None:
+        """Count a finished batch in the ledger and write its file."""
         # Counted before it is kept: a process killed in between samples the batch again, and the count
         # is replaced. The other way round the batch would stay and its count would be lost.
         self.ledger.record(
@@ -164,10 +179,9 @@ class GradedSampler:
             name,
             responses=len(graded),
             sampled_tokens=sum(g.sampled_tokens for g in graded),
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
-        return graded
 
     def note_weights_changed(self, times: int = 1) -> None:
         """Tell an engine that samples with the very model that is trained; others are sent the weights."""
@@ -193,33 +207,46 @@ class GradedSampler:
 
     def regrade(self, graded: Graded, token_ids: Sequence[int]) -> Verdict:
         """Grade other token ids (an edited response) for the same question."""
-        return self._grade([(graded.question, self.roles.decode(token_ids))])[0]
+        return self.grade([(graded.question, self.roles.decode(token_ids))])[0]
 
-    def _sample_and_grade(self, draws: Sequence[Draw], sampling: Sampling, trim: bool) -> list[Graded]:
+    def sample(
+        self, draws: Sequence[Draw], sampling: Sampling, grading: GradingAhead, trim: bool = False
+    ) -> "Sampled":
+        """Sample a batch; each response that ended is handed to `grading` at once."""
         requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
-        responses: dict[int, Response] = {}
-        kept: dict[int, tuple[tuple[int, ...], bool]] = {}
-        with GradingAhead(self._grade) as grading:
-            for group in streamed(self.engine, requests, sampling):
-                for i, response in group:
-                    ids, trimmed = list(response.token_ids), False
-                    if trim and response.stop_reason == "end":
-                        ids, trimmed = trim_repeated_tail(ids, self.roles.end_token_id)
-                    responses[i], kept[i] = response, (tuple(ids), trimmed)
-                    # A response without an end is truncated whatever it says: only finished ones are graded.
-                    if response.stop_reason == "end":
-                        grading.add(i, draws[i].question, self.roles.decode(ids))
-            verdicts = grading.finish()
+        sampled = Sampled(draws)
+        for group in streamed(self.engine, requests, sampling):
+            for i, response in group:
+                ids, trimmed = list(response.token_ids), False
+                if trim and response.stop_reason == "end":
+                    ids, trimmed = trim_repeated_tail(ids, self.roles.end_token_id)
+                sampled.responses[i], sampled.kept[i] = response, (tuple(ids), trimmed)
+                # A response without an end is truncated whatever it says: only finished ones are graded.
+                if response.stop_reason == "end":
+                    grading.add(i, draws[i].question, self.roles.decode(ids))
+        return sampled
+
+
+class Sampled:
+    """The responses of a batch before their verdicts, by the number of the draw; `kept` after trimming."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self.draws = draws
+        self.responses: dict[int, Response] = {}
+        self.kept: dict[int, tuple[tuple[int, ...], bool]] = {}
+
+    def graded(self, verdicts: Mapping[int, Verdict]) -> list[Graded]:
+        """The responses with their verdicts, in the order of the draws."""
         return [
             Graded(
                 question=draw.question,
                 index=draw.index,
                 prompt_ids=draw.prompt_ids,
-                token_ids=kept[i][0],
-                verdict=verdicts[i] if responses[i].stop_reason == "end" else Verdict(Outcome.TRUNCATED),
-                sampled_tokens=len(responses[i].token_ids),
-                trimmed=kept[i][1],
-                weight_version=responses[i].weight_version,
+                token_ids=self.kept[i][0],
+                verdict=verdicts[i] if self.responses[i].stop_reason == "end" else Verdict(Outcome.TRUNCATED),
+                sampled_tokens=len(self.responses[i].token_ids),
+                trimmed=self.kept[i][1],
+                weight_version=self.responses[i].weight_version,
             )
-            for i, draw in enumerate(draws)
+            for i, draw in enumerate(self.draws)
         ]

@@ -33,7 +33,7 @@ class GradingAhead:
         self._thread = threading.Thread(target=self._work, name="grading", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.begin()
         return self
 
     def __exit__(
@@ -43,9 +43,20 @@ class GradingAhead:
         traceback: TracebackType | None,
     ) -> None:
         """Wait for what is being graded; after an error nothing more is begun."""
+        self._end(drop=kind is not None)
+
+    def begin(self) -> None:
+        """Begin to grade what comes in; for callers without a `with` block, who `finish` or `abandon`."""
+        self._thread.start()
+
+    def abandon(self) -> None:
+        """Wait for what is being graded, and drop what waits."""
+        self._end(drop=True)
+
+    def _end(self, drop: bool) -> None:
         with self._changed:
             self._over = True
-            if kind is not None:
+            if drop:
                 self._waiting.clear()
             self._changed.notify()
         self._thread.join()
@@ -58,7 +69,7 @@ class GradingAhead:
 
     def finish(self) -> dict[int, Verdict]:
         """All verdicts, by index. Raises what the verifier raised."""
-        self.__exit__(None, None, None)
+        self._end(drop=False)
         if self._fault is not None:
             raise self._fault
         return self._verdicts

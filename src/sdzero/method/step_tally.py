@@ -4,19 +4,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sdzero.method.graded import Graded
 from sdzero.method.micro_batches import Context
 from sdzero.method.roles import ContrastivePair, DistillationPair, WeightedSequence
+from sdzero.method.step_rollouts import StepRollout
 
 
 def begin_tally(
-    graded: Sequence[Graded],
+    rollout: StepRollout,
     contexts: Sequence[tuple[Context, int]],
     rehearsal: Sequence[WeightedSequence],
-    rollout_seconds: float,
     measure: str,
 ) -> dict[str, Any]:
     """What is known after the rollout; the sums over tokens, of `measure` and entropy, begin at 0."""
+    graded = rollout.graded
     counted = [one for one in graded if one.verdict.counts]
     return {
         "reward": sum(one.reward for one in counted) / max(len(counted), 1),
@@ -25,7 +25,8 @@ def begin_tally(
         "target_tokens": sum(len(c.targets) for c, _ in contexts)
         + sum(weight > 0 for s in rehearsal for weight in s.weights),
         "teacher_tokens": sum(teacher_tokens(context) for context, _ in contexts),
-        "rollout_seconds": rollout_seconds,
+        "rollout_seconds": rollout.seconds,
+        "staleness": rollout.staleness,
         "started": time.monotonic(),
         f"sum_{measure}_r0": 0.0,
         f"sum_{measure}_r1": 0.0,
@@ -53,4 +54,5 @@ def tally_metrics(tally: dict[str, Any], measure: str) -> dict[str, Any]:
         f"{measure}_r1": tally[f"sum_{measure}_r1"] / max(tally["tokens_r1"], 1),
         "entropy": tally["sum_entropy"] / max(both, 1),
         "rollout_seconds": tally["rollout_seconds"],
+        "staleness": tally["staleness"],
     }

@@ -49,6 +49,11 @@ class RolloutEngine(Protocol):
         """The most tokens that prompt and response may have together; None if there is no limit."""
         ...
 
+    @property
+    def samples_elsewhere(self) -> bool:
+        """Whether it samples with weights of its own, so that it can while the model is trained."""
+        ...
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request. The same requests and weights give the same responses."""
         ...

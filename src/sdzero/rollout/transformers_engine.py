@@ -79,6 +79,11 @@ class TransformersEngine:
         found: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return found
 
+    @property
+    def samples_elsewhere(self) -> bool:
+        """No: the model that is sampled from is the very one that is trained."""
+        return False
+
     def note_weights_changed(self, times: int = 1) -> None:
         """Count changes of the weights; whoever trains the model object, or resumes training, calls it."""
         self._weight_version += times

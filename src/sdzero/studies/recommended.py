@@ -24,6 +24,7 @@ PAPER: Mapping[str, Any] = {
     "contrast": 0.0,
     "policy_gradient_weight": 0.0,
     "question_sampling": "uniform",
+    "rollouts_ahead": 0,
     "sync": "never",
     "sync_every": None,
     "teacher_decay": None,

@@ -18,6 +18,7 @@ from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_io import recipe_sha256
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir, package_versions
+from sdzero.studies.ahead import AHEAD_STUDIES
 from sdzero.studies.labels import LABEL_STUDIES
 from sdzero.studies.looking import LOOKING_STUDIES
 from sdzero.studies.options import OPTION_STUDIES
@@ -32,6 +33,7 @@ ALL = (
     *LABEL_STUDIES,
     *LOOKING_STUDIES,
     *OPTION_STUDIES,
+    *AHEAD_STUDIES,
     *RECOMMENDED_STUDIES,
     THINKING_STUDY,
 )
