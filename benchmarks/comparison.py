@@ -21,16 +21,21 @@ PAGE = ROOT / "docs" / "comparison.md"
 FAMILIES = {"arithmetic": "demo", "spelling": "spelling", "walks": "walks", "edits": "edits"}
 """Family -> recipe."""
 ALL_FAMILIES = (*FAMILIES, "starts")
-STUDY_FAMILIES = {"thinking": ("starts",), "labels": ("arithmetic", "spelling")}
+STUDY_FAMILIES = {
+    "thinking": ("starts",),
+    "labels": ("arithmetic", "spelling"),
+    "ahead": ("arithmetic", "spelling", "walks"),
+}
 """Studies that are run on these families only; `starts` has no comparison and no other study."""
 OVERRIDES = {
     # What is chosen is chosen on the tuning set, with the seed of the searches.
     "options": ["evaluate.on=tuning", "seed=1000"],
+    "ahead": ["evaluate.on=tuning", "seed=1000"],
     # In comparisons no method above SFT was best at half of its rate.
     "recommended": ["compare.rate_factors=[1.0,2.0]"],
 }
 """Studies whose recipe is not as it stands; their folders are of their own."""
-PAGES = {"options": "options", "recommended": "options", "thinking": "thinking"}
+PAGES = {"options": "options", "ahead": "options", "recommended": "options", "thinking": "thinking"}
 """Study -> the page in docs/ that has its block, if that is not comparison.md."""
 METHODS = "base,sft,rft,grpo,grpo@tokens,sdft,srt,sdzero"
 SEEDS = 5
@@ -50,6 +55,7 @@ STUDIES = (
     "divergence",
     "allocation",
     "options",
+    "ahead",
     "recommended",
     "labels",
     "thinking",
@@ -84,7 +90,7 @@ def run_family(family: str, output: Path, parts: Sequence[str], seeds: int, stud
 
 def seeds_of(study: str, family: str) -> int:
     """Studies are many trainings, so they have few seeds, and show large effects only."""
-    if study == "recommended":
+    if study in ("recommended", "ahead"):
         return SEEDS
     return 2 if study == "thinking" or (family == "arithmetic" and study not in LONG_STUDIES) else 1
 

@@ -259,6 +259,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         " change.",
         "policy_gradient_weight": "Weight of a policy-gradient term beside the divergence (hybrid).",
         "question_sampling": "`solve_rate`: questions that are solved half of the time are asked more often.",
+        "rollouts_ahead": "1: the responses of a step come from the weights before the last update, and are"
+        " graded, or also sampled, while the step before is updated ([options.md](options.md)).",
         "teacher_decay": "An EMA teacher: after each step it is this much of itself, the rest the student.",
         "chunk_tokens": "Tokens whose logits exist at one time; `auto` fits them to device and vocabulary."
         " Memory falls with it; the result stays.",
