@@ -63,6 +63,10 @@ class EndingEngine:
         """As the engine inside does."""
         return self._engine.samples_elsewhere
 
+    def read_weights(self) -> None:
+        """As the engine inside does."""
+        self._engine.read_weights()
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample, and end what did not end."""
         return [

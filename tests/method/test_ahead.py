@@ -282,18 +282,21 @@ def test_an_evaluation_waits_until_the_verifier_is_free(tmp_path: Path) -> None:
 
 class ElsewhereEngine(TransformersEngine):
     """Samples with a copy of the student, as an engine on other devices would; and slowly: it begins with
-    the responses of a step only when the update of the step before has been computed."""
+    the responses of a step only when the update of the step before has been computed. It reads the student's
+    weights when they are needed, which must not be while they are trained."""
 
     def __init__(self, student: PreTrainedModel, events: Events | None, *args: Any) -> None:
         super().__init__(copy.deepcopy(student), *args)
         self.student, self.events, self.calls, self.samples = student, events, 0, threading.Lock()
         self.threads: list[str] = []
+        self.held = 0
 
     @property
     def samples_elsewhere(self) -> bool:
         return True
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
+        self.read_weights()
         with self.samples:
             step, self.calls = self.calls, self.calls + 1
             self.threads.append(threading.current_thread().name)
@@ -302,10 +305,15 @@ class ElsewhereEngine(TransformersEngine):
                 self.events.note("sampled", step)
             yield from super().stream(requests, sampling)
 
-    def push(self, times: int = 1) -> None:
-        assert not self.samples.locked(), "the weights are changed while they sample"
-        self.model.load_state_dict(self.student.state_dict())
+    def note_weights_changed(self, times: int = 1) -> None:
+        assert not self.samples.locked(), "other weights are announced while the old ones sample"
         super().note_weights_changed(times)
+
+    def read_weights(self) -> None:
+        if self.held != self.weight_version:
+            assert threading.current_thread() is threading.main_thread(), "read while they are trained"
+            self.model.load_state_dict(self.student.state_dict())
+            self.held = self.weight_version
 
 
 def elsewhere_bench(folder: Path, events: Events | None, **settings: Any) -> tuple[Bench, ElsewhereEngine]:
@@ -313,7 +321,6 @@ def elsewhere_bench(folder: Path, events: Events | None, **settings: Any) -> tup
     roles, pad = bench.sampler.roles, bench.tokenizer.pad_token_id
     engine = ElsewhereEngine(bench.model, events, [roles.end_token_id], pad)
     bench.sampler.engine = engine
-    bench.sampler.note_weights_changed = engine.push  # type: ignore[method-assign]
     if events is not None:
         before_each_update(bench, lambda step: events.note("updated", step))
     return bench, engine

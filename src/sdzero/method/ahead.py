@@ -56,6 +56,7 @@ class BatchAhead:
         self._grading = GradingAhead(sampler.grade)
         self._grading.begin()
         if sampler.engine.samples_elsewhere:
+            sampler.engine.read_weights()
             self._thread = threading.Thread(target=self._sample, name="rollouts-ahead", daemon=True)
             self._thread.start()
             return

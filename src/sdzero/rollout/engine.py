@@ -54,6 +54,14 @@ class RolloutEngine(Protocol):
         """Whether it samples with weights of its own, so that it can while the model is trained."""
         ...
 
+    def read_weights(self) -> None:
+        """Have the weights of the next responses now; later, they may be in the middle of a change.
+
+        Called by the thread that trains, before another one asks for responses while the training goes on;
+        only of engines that sample elsewhere.
+        """
+        ...
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request. The same requests and weights give the same responses."""
         ...

@@ -84,6 +84,9 @@ class TransformersEngine:
         """No: the model that is sampled from is the very one that is trained."""
         return False
 
+    def read_weights(self) -> None:
+        """Nothing to do: the model's weights are the ones that sample."""
+
     def note_weights_changed(self, times: int = 1) -> None:
         """Count changes of the weights; whoever trains the model object, or resumes training, calls it."""
         self._weight_version += times
