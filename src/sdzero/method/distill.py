@@ -283,9 +283,10 @@ class SelfDistillationTrainer(TrainsInParts):
             sums_B = inputs.get("weight_sums_B", lengths_B)
             share_T = torch.repeat_interleave(1.0 / torch.where(sums_B > 0, sums_B, 1), lengths_B)
             weights_T = share_T if weights_T is None else share_T * weights_T
+        exact: Any = {"dtype": torch.promote_types(student.dtype, torch.float32), "device": student.device}
         if weights_T is None:
-            weights_T = torch.ones(int(lengths_B.sum()), device=student.device)
-        weights_T = weights_T.to(student.device) * (1.0 / torch.as_tensor(items, device=student.device))
+            weights_T = torch.ones(int(lengths_B.sum()))
+        weights_T = weights_T.to(**exact) * (1.0 / torch.as_tensor(items, **exact))
         losses = self.objective.token_losses(student, self.teacher, inputs, weights_T)
         rewards_T = torch.repeat_interleave(inputs["rewards_B"], lengths_B)
         for reward in (0, 1):
