@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from sdzero.errors import UserError
-from sdzero.method import divergence_chunks
+from sdzero.method import head_products
 from sdzero.method.divergence import automatic_chunk, divergence_from_hidden
 from sdzero.method.roles import AlignmentError
 
@@ -118,7 +118,7 @@ def test_automatic_chunks_are_shorter_for_larger_vocabularies():
 def test_a_chunk_worked_on_in_blocks_gives_the_same(kind, monkeypatch):
     whole, parts = make_inputs(), make_inputs()
     expected = divergence_from_hidden(**whole, kind=kind, chunk_tokens=8)
-    monkeypatch.setitem(divergence_chunks.BLOCK_LOGITS, "cpu", 3 * 17)  # three rows of the vocabulary
+    monkeypatch.setitem(head_products.BLOCK_LOGITS, "cpu", 3 * 17)  # three rows of the vocabulary
     result = divergence_from_hidden(**parts, kind=kind, chunk_tokens=8)
     expected.total.backward()
     result.total.backward()

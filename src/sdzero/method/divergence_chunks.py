@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-DivergenceKind = Literal["reverse", "forward", "mixed", "jsd"]
+from sdzero.method.head_products import (
+    HeadGradients,
+    OutputHead,
+    Rows,
+    block_rows,
+    chunks_by_weight,
+    log_probabilities_of,
+    part_of,
+)
 
-Rows = slice | Tensor
-"""Some of the tokens: consecutive ones, or by number."""
+DivergenceKind = Literal["reverse", "forward", "mixed", "jsd"]
 
 FactorsOf = Callable[[Tensor, Tensor], Tensor | None]
 """From each token's divergence and student entropy, [T] both, its factor [T]; None means ones."""
-
-BLOCK_LOGITS = {"cpu": 1 << 19, "default": 1 << 26}
-"""Logits of one model that are worked on at once. On a CPU a block and its like stay in the caches: all
-that is not a product then costs little."""
 
 
 class ChunkedDivergence(torch.autograd.Function):
@@ -45,16 +48,16 @@ class ChunkedDivergence(torch.autograd.Function):
         one_pass: bool,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        student = _Head(student_hidden_TD, student_head_VD, student_bias_V)
-        teacher = _Head(teacher_hidden_TD, teacher_head_VD, teacher_bias_V)
+        student = OutputHead(student_hidden_TD, student_head_VD, student_bias_V)
+        teacher = OutputHead(teacher_hidden_TD, teacher_head_VD, teacher_bias_V)
         per_token_T = student_hidden_TD.new_zeros(len(student_hidden_TD), dtype=student.dtype)
         entropy_T = torch.zeros_like(per_token_T)
         wants = ctx.needs_input_grad[:3] if wants_gradient else (False, False, False)
         ctx.one_pass = one_pass
-        gradients = _Gradients(student, wants) if one_pass and any(wants) else None
+        gradients = HeadGradients(student, wants) if one_pass and any(wants) else None
         factors_T = torch.ones_like(per_token_T) if one_pass and factors_of is not None else None
         logits = _Logits(student, teacher, chunk_tokens)
-        for rows, weighted in _chunks_by_weight(weights_T, chunk_tokens, gradients is not None):
+        for rows, weighted in chunks_by_weight(weights_T, chunk_tokens, gradients is not None):
             logits.make(rows)
             for block in logits.blocks():
                 values = _of_block(block.student_CV, block.teacher_CV, kind, weighted)
@@ -102,13 +105,13 @@ class ChunkedDivergence(torch.autograd.Function):
                 found = [None if one is None else one * total_gradient.to(one.dtype) for one in found]
             return (*found, *(None,) * 9)
         saved = ctx.saved_tensors
-        student = _Head(saved[0], saved[1], saved[2], ctx.product_dtypes[0])
-        teacher = _Head(saved[3], saved[4], saved[5], ctx.product_dtypes[1])
+        student = OutputHead(saved[0], saved[1], saved[2], ctx.product_dtypes[0])
+        teacher = OutputHead(saved[3], saved[4], saved[5], ctx.product_dtypes[1])
         weights_T = saved[6]
-        gradients = _Gradients(student, ctx.needs_input_grad[:3])
+        gradients = HeadGradients(student, ctx.needs_input_grad[:3])
         scale_T = total_gradient * weights_T
         logits = _Logits(student, teacher, ctx.chunk_tokens)
-        for rows, weighted in _chunks_by_weight(weights_T, ctx.chunk_tokens, True):
+        for rows, weighted in chunks_by_weight(weights_T, ctx.chunk_tokens, True):
             if not weighted:
                 continue
             logits.make(rows)
@@ -119,40 +122,6 @@ class ChunkedDivergence(torch.autograd.Function):
                 del gradient_CV, block
             gradients.add(rows, logits.student_CV)
         return (*gradients.finished(), *(None,) * 9)
-
-
-class _Head:
-    """One model's hidden states and head, brought to the dtype in which their product is taken."""
-
-    def __init__(
-        self,
-        hidden_TD: Tensor,
-        head_VD: Tensor,
-        bias_V: Tensor | None,
-        product_dtype: torch.dtype | None = None,
-    ) -> None:
-        if product_dtype is None:
-            product_dtype = torch.promote_types(hidden_TD.dtype, head_VD.dtype)
-            if torch.is_autocast_enabled(hidden_TD.device.type):
-                product_dtype = torch.get_autocast_dtype(hidden_TD.device.type)
-        self.product_dtype = product_dtype
-        self.dtype = torch.promote_types(product_dtype, torch.float32)
-        self.given = hidden_TD, head_VD, bias_V
-        self.hidden_TD = hidden_TD.to(product_dtype)
-        self.head_VD = head_VD.to(product_dtype)
-        self.bias_V = None if bias_V is None else bias_V.to(product_dtype)
-
-    def room(self, tokens: int) -> Tensor:
-        """[C, V]: room for the logits of so many tokens."""
-        return self.hidden_TD.new_empty((tokens, len(self.head_VD)))
-
-    def logits(self, rows: Rows, room_CV: Tensor) -> Tensor:
-        """[C, V] logits of one chunk, in `room_CV`."""
-        hidden_CD = self.hidden_TD[rows]
-        out_CV = room_CV[: len(hidden_CD)]
-        if self.bias_V is None:
-            return torch.mm(hidden_CD, self.head_VD.T, out=out_CV)
-        return torch.addmm(self.bias_V, hidden_CD, self.head_VD.T, out=out_CV)
 
 
 @dataclass(frozen=True)
@@ -173,12 +142,11 @@ class _Block:
 class _Logits:
     """Both models' logits of one chunk after the other, in the same memory."""
 
-    def __init__(self, student: _Head, teacher: _Head, chunk_tokens: int) -> None:
+    def __init__(self, student: OutputHead, teacher: OutputHead, chunk_tokens: int) -> None:
         tokens = min(chunk_tokens, len(student.hidden_TD))
         self._student, self._teacher = student, teacher
         self._rooms = student.room(tokens), teacher.room(tokens)
-        budget = BLOCK_LOGITS.get(student.hidden_TD.device.type, BLOCK_LOGITS["default"])
-        self._block = max(1, budget // len(student.head_VD))
+        self._block = block_rows(student.hidden_TD.device.type, len(student.head_VD))
         self._rows: Rows = slice(0, 0)
 
     def make(self, rows: Rows) -> None:
@@ -193,70 +161,11 @@ class _Logits:
             part = slice(start, min(start + self._block, len(self.student_CV)))
             own_CV = self.student_CV[part]
             yield _Block(
-                _part_of(self._rows, part),
-                _log_probabilities(own_CV, self._student.dtype),
-                _log_probabilities(self.teacher_CV[part], self._teacher.dtype),
+                part_of(self._rows, part),
+                log_probabilities_of(own_CV, self._student.dtype),
+                log_probabilities_of(self.teacher_CV[part], self._teacher.dtype),
                 own_CV,
             )
-
-
-class _Gradients:
-    """The gradients of the student's hidden states, head and bias, as far as they are wanted."""
-
-    def __init__(self, student: _Head, wants: tuple[bool, bool, bool]) -> None:
-        self._student = student
-        self._dtypes = [None if one is None else one.dtype for one in student.given]
-        hidden_TD, head_VD, bias_V = student.given
-        self._hidden_TD = torch.zeros_like(hidden_TD) if wants[0] else None
-        # Summed over the chunks, so in full precision until the end.
-        self._head_VD = torch.zeros_like(head_VD, dtype=student.dtype) if wants[1] else None
-        self._bias_V = (
-            torch.zeros_like(bias_V, dtype=student.dtype) if wants[2] and bias_V is not None else None
-        )
-
-    def add(self, rows: Rows, gradient_CV: Tensor) -> None:
-        """Add what a chunk's logits got."""
-        if self._bias_V is not None:
-            self._bias_V += gradient_CV.sum(0, dtype=self._bias_V.dtype)
-        if self._hidden_TD is not None:
-            self._hidden_TD[rows] = (gradient_CV @ self._student.head_VD).to(self._hidden_TD.dtype)
-        if self._head_VD is None:
-            return
-        hidden_CD = self._student.hidden_TD[rows]
-        if self._head_VD.dtype == gradient_CV.dtype and self._head_VD.numel() > BLOCK_LOGITS["cpu"]:
-            self._head_VD.addmm_(gradient_CV.T, hidden_CD)  # saves a pass over a head that fits no cache
-        else:
-            self._head_VD += gradient_CV.T @ hidden_CD
-
-    def finished(self) -> tuple[Tensor | None, ...]:
-        """The three gradients, each in the dtype of what it is the gradient of."""
-        found = (self._hidden_TD, self._head_VD, self._bias_V)
-        return tuple(
-            None if one is None or dtype is None else one.to(dtype)
-            for one, dtype in zip(found, self._dtypes, strict=True)
-        )
-
-
-def _part_of(rows: Rows, part: slice) -> Rows:
-    if isinstance(rows, slice):
-        return slice(rows.start + part.start, rows.start + part.stop)
-    return rows[part]
-
-
-def _log_probabilities(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log-probabilities in memory of their own, or in that of the logits if nobody needs them any more."""
-    logits_CV = logits_CV.to(dtype)
-    return logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
-
-
-def _chunks_by_weight(weights_T: Tensor, chunk_tokens: int, apart: bool) -> list[tuple[Rows, bool]]:
-    """Chunks of all tokens; with `apart`, those of tokens with a weight (True) and of those without."""
-    if not apart or bool((weights_T != 0).all()):
-        starts = range(0, len(weights_T), chunk_tokens)
-        return [(slice(start, min(start + chunk_tokens, len(weights_T))), apart) for start in starts]
-    weighted = torch.split((weights_T != 0).nonzero()[:, 0], chunk_tokens)
-    others = torch.split((weights_T == 0).nonzero()[:, 0], chunk_tokens)
-    return [*((rows, True) for rows in weighted), *((rows, False) for rows in others)]
 
 
 @dataclass(frozen=True)

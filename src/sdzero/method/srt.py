@@ -24,7 +24,6 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -40,6 +39,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.alarms import alarms_for
+from sdzero.method.chunked_nll import weighted_nll_sum
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
 from sdzero.method.parts import TrainsInParts
 from sdzero.method.roles import Roles, WeightedSequence
@@ -56,7 +56,7 @@ from sdzero.recipe import AlarmSettings, SrtSettings
 from sdzero.recipe_base import OptimizerSettings
 
 LOGITS_AT_A_TIME = 1 << 27
-"""Logits (tokens times vocabulary) that are held at once, in float32; more are made again backward."""
+"""Logits (tokens times vocabulary) that are held at once, in float32; more are made chunk by chunk."""
 
 IGNORED_LABEL = -100
 
@@ -130,15 +130,7 @@ def weighted_loss_sum(
     size = max(1, LOGITS_AT_A_TIME // head.out_features)
     if len(targets_N) <= size:
         return loss_sum(hidden_ND, targets_N, weights_N)
-    total = hidden_ND.new_zeros(
-        (), dtype=torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-    )
-    for start in range(0, len(targets_N), size):
-        part = slice(start, start + size)
-        total = total + checkpoint(
-            loss_sum, hidden_ND[part], targets_N[part], weights_N[part], use_reentrant=False
-        )
-    return total
+    return weighted_nll_sum(hidden_ND, head.weight, head.bias, targets_N, weights_N, size)
 
 
 @dataclass
