@@ -18,6 +18,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from sdzero import tiny
+from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
 from sdzero.method.roles import Roles
 from sdzero.models import DTYPES, load_tokenizer, resolve_path, save_model
@@ -25,8 +26,8 @@ from sdzero.pipeline import open_run
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.recipe import BUILT_IN, CODE_SOURCES, BudgetSettings, FieldMap, Recipe
+from sdzero.recipe_rollout import RolloutSettings
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling
-from sdzero.run_context import EngineMaker
 from sdzero.verify.verdict import Outcome, Verdict
 
 KNOWN_ARCHITECTURES = {
@@ -46,7 +47,6 @@ class EndingEngine:
     def __init__(self, engine: RolloutEngine, end_token_id: int) -> None:
         self._engine = engine
         self._end_token_id = end_token_id
-        self.model = getattr(engine, "model", None)
 
     @property
     def weight_version(self) -> int:
@@ -66,6 +66,14 @@ class EndingEngine:
     def read_weights(self) -> None:
         """As the engine inside does."""
         self._engine.read_weights()
+
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
+        """Hand on to the engine inside."""
+        self._engine.take_weights(model, steps)
+
+    def rest(self) -> None:
+        """Hand on to the engine inside."""
+        self._engine.rest()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample, and end what did not end."""
@@ -193,6 +201,7 @@ def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
                     "test": QUESTIONS,
                 }
             ),
+            "rollout": RolloutSettings(batch_size=recipe.rollout.batch_size),
             "collect": recipe.collect.model_copy(
                 update=sampling
                 | {
@@ -264,6 +273,8 @@ def dry_run(
     if recipe.labels.is_majority:
         report("  labels of a vote -> the rows' answers: responses of a random model have none to agree on")
     report("  sizes: one optimizer step a stage, one response a question")
+    if recipe.rollout.engine != "transformers":
+        report(f"  rollout engine {recipe.rollout.engine} -> transformers")
     if recipe.suite.name is not None:
         report(f"  suite {recipe.suite.name} -> not scored")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdzero.baselines.registry import baseline_named
+from sdzero.engines import EngineMaker, open_engines
 from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
 from sdzero.evaluate.suite_run import load_suite, score_suite
@@ -37,9 +37,7 @@ from sdzero.recipe import Recipe, SrtSettings
 from sdzero.recipe_base import OptimizerSettings
 from sdzero.recipe_distill import DistillSettings
 from sdzero.results import NAMES, check_score_name, run_results
-from sdzero.rollout.engine import RolloutEngine
-from sdzero.rollout.transformers_engine import TransformersEngine
-from sdzero.run_context import Budget, EngineMaker, Report, RunContext
+from sdzero.run_context import Budget, Report, RunContext
 from sdzero.run_dir import RunDir
 from sdzero.run_labels import hide_references, label_training_questions, note_true_rewards
 from sdzero.verify.code import check_languages
@@ -351,21 +349,6 @@ class Stages(RunContext):
         return results
 
 
-def default_engine(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EngineMaker:
-    """Engines that sample with the model in this process."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-    def make(model: PreTrainedModel, roles: Roles) -> RolloutEngine:
-        return TransformersEngine(
-            model,
-            end_token_ids=[roles.end_token_id],
-            pad_token_id=int(pad),
-            batch_size=recipe.rollout.batch_size,
-        )
-
-    return make
-
-
 @contextmanager
 def open_run(
     recipe: Recipe,
@@ -392,10 +375,12 @@ def open_run(
         else:
             sets = split_questions(questions, recipe.data)
         run.write_json("questions.json", {name: [q.id for q in own] for name, own in vars(sets).items()})
-        make_engine = default_engine(recipe, tokenizer)
         if recipe.verifier.name == "code":
             check_languages(questions, recipe.verifier.sandbox)
-        with pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool:
+        with (
+            open_engines(recipe, tokenizer, run.path("rollout"), report) as make_engine,
+            pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool,
+        ):
             pool.check_canaries()
             stages = Stages(
                 recipe=recipe,

@@ -12,6 +12,7 @@ from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
 from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_labels import LabelSettings
+from sdzero.recipe_rollout import RolloutSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
 
@@ -172,12 +173,6 @@ class VerifierSettings(Settings):
         return self
 
 
-class RolloutSettings(Settings):
-    """The engine that samples. `batch_size` is how many responses it holds in memory at one time."""
-
-    batch_size: int = Field(default=512, ge=1)
-
-
 class CollectSettings(SamplingSettings):
     """Phase 1a. Up to `initial_per_question` initial responses until `target_initial` are sampled,
     `revisions_per_initial` revisions of each; at most `target_traces` verified traces are kept (and
@@ -319,6 +314,12 @@ class Recipe(Settings):
                 "collect.temperature is 0, and responses that are all the same have nothing to vote on: set"
                 " labels.temperature above 0"
             )
+        if (
+            self.rollout.engine == "vllm"
+            and self.model.dtype == "float64"
+            and self.rollout.vllm.dtype is None
+        ):
+            raise ValueError("vLLM has no float64: set rollout.vllm.dtype, or model.dtype to float32")
         if self.data.source in CODE_SOURCES:
             learns = {
                 "sft.demonstrations=answers": self.sft is not None and self.sft.demonstrations == "answers",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.graded import GradedSampler
@@ -18,12 +19,10 @@ from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
 from sdzero.recipe import AlarmSettings, Recipe
 from sdzero.recipe_base import OptimizerSettings
-from sdzero.rollout.engine import RolloutEngine
 from sdzero.run_dir import RunDir
 from sdzero.step_log import StepLog
 
 Report = Callable[[str], None]
-EngineMaker = Callable[[PreTrainedModel, Roles], RolloutEngine]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdzero.engines import transformers_engines
 from sdzero.ledger import Ledger
 from sdzero.method.roles import Roles
 from sdzero.models import load_tokenizer
-from sdzero.pipeline import default_engine
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
 from sdzero.recipe import Recipe
@@ -58,7 +58,7 @@ def small_run(
             grade=grade or (lambda items: [verifier.grade(q, text) for q, text in items]),
             report=lambda line: None,
             progress=lambda what, done, total: None,
-            make_engine=default_engine(recipe, tokenizer),
+            make_engine=transformers_engines(recipe, tokenizer),
         )
     finally:
         run.close()

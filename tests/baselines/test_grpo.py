@@ -20,13 +20,13 @@ from transformers import (
 from sdzero.baselines import grpo
 from sdzero.baselines.grpo import train_grpo
 from sdzero.baselines.grpo_rollouts import QuestionRows, most_steps, verdict_reward
+from sdzero.engines import transformers_engines
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles
 from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import load_tokenizer
-from sdzero.pipeline import default_engine
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
@@ -135,7 +135,7 @@ def make_context(
         grade=grade,
         report=lambda line: None,
         progress=lambda *_: None,
-        make_engine=default_engine(recipe, tokenizer),
+        make_engine=transformers_engines(recipe, tokenizer),
     )
 
 

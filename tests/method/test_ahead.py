@@ -155,8 +155,8 @@ def test_a_rollout_that_is_staler_than_allowed_is_an_error(tmp_path: Path, ahead
 def test_one_update_more_between_two_steps_is_found_out(tmp_path: Path) -> None:
     """With the stamps that the engine itself gives."""
     bench = Bench(tmp_path / "run", QUESTIONS[:24], rollouts_ahead=1)
-    note = bench.sampler.note_weights_changed
-    bench.sampler.note_weights_changed = lambda times=1: note(2 * times)  # type: ignore[method-assign]
+    take = bench.sampler.take_weights
+    bench.sampler.take_weights = lambda model, steps=1: take(model, 2 * steps)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="2 to 2 updates old"):
         bench.train()
     bench.run.close()
@@ -305,9 +305,10 @@ class ElsewhereEngine(TransformersEngine):
                 self.events.note("sampled", step)
             yield from super().stream(requests, sampling)
 
-    def note_weights_changed(self, times: int = 1) -> None:
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
         assert not self.samples.locked(), "other weights are announced while the old ones sample"
-        super().note_weights_changed(times)
+        assert model is self.student
+        self._weight_version += steps
 
     def read_weights(self) -> None:
         if self.held != self.weight_version:

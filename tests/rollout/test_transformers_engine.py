@@ -262,7 +262,7 @@ def test_changed_weights_are_used_and_noted():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    engine.note_weights_changed()
+    engine.take_weights(model)
     after = engine.generate(requests, sampling)
     assert engine.weight_version == 1
     assert {response.weight_version for response in before} == {0}

@@ -85,7 +85,7 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     prompts = [tuple(sampler.roles.generator_prompt(question)) for question in questions]
     sampler.check_fits(zip(questions, prompts, strict=True), settings.max_new_tokens)
     spending = TokenSpending(context.run, name, budget.amount) if budget.match == "tokens" else None
-    rollouts = Rollouts(questions, prompts, sampler, settings, context.recipe.seed, name, spending)
+    rollouts = Rollouts(questions, prompts, sampler, model, settings, context.recipe.seed, name, spending)
     checkpoints = context.run.path(f"{name}/checkpoints")
     checkpoint = last_complete_checkpoint(checkpoints)
     if checkpoint is not None:

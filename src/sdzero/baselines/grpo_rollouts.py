@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Sampler
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from sdzero.baselines.spending import TokenSpending
@@ -53,6 +53,7 @@ class Rollouts:
         questions: Sequence[Question],
         prompts: Sequence[tuple[int, ...]],
         sampler: GradedSampler,
+        model: PreTrainedModel,
         settings: GrpoSettings,
         seed: int,
         stage: str,
@@ -60,6 +61,7 @@ class Rollouts:
     ) -> None:
         self.questions = questions
         self.sampler = sampler
+        self.model = model
         self.settings = settings
         self.seed = seed
         self.stage = stage
@@ -75,7 +77,7 @@ class Rollouts:
         for step in range(done):
             rows = self.sampler.run.read_jsonl(rollout_file(self.stage, step))
             self.verifier_errors += sum(row["outcome"] == Outcome.ERROR for row in rows)
-        self.sampler.note_weights_changed(done)
+        self.sampler.take_weights(self.model, done)
 
     def is_spent(self, steps: int) -> bool:
         """Whether a budget of tokens was spent by the first `steps` steps."""
@@ -94,6 +96,7 @@ class Rollouts:
         own = self.settings
         sampling = Sampling(own.temperature, own.max_new_tokens, own.top_p)
         graded = self.sampler.batch(draws, sampling, rollout_file(self.stage, step), self.stage)
+        self.sampler.rest()
         self.verifier_errors += sum(not one.verdict.counts for one in graded)
         self._begin_update(graded, time.monotonic() - started)
         found: dict[str, Any] = {
@@ -108,7 +111,7 @@ class Rollouts:
 
     def finish_step(self, state: TrainerState) -> None:
         """After the optimizer's step: count it, and tell the engine. `global_step` counts it already."""
-        self.sampler.note_weights_changed(1)
+        self.sampler.take_weights(self.model)
         seconds = time.monotonic() - self._started
         self.sampler.ledger.record(
             self.stage,

@@ -34,6 +34,7 @@ def train_rft(context: RunContext, name: str, settings: RftSettings, budget: Bud
     graded = sample_within(
         budget, questions, sampler, context.recipe.collect, f"{shared}/responses", shared, context.recipe.seed
     )
+    sampler.rest()
     sequences = rft_sequences([(g.prompt_ids, g.token_ids, g.verdict) for g in graded], context.roles)
     context.train_on(name, [sequences], settings)
 

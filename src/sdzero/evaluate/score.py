@@ -53,6 +53,7 @@ def evaluate(
     if revise:
         firsts = [one for one in graded if one.index == 0 and one.verdict.counts]
         result["revision"] = _generate_then_revise(firsts, sampler, sampling, settings, seed, folder, stage)
+    sampler.rest()
     return result
 
 

@@ -148,6 +148,7 @@ def collect(
         trim=settings.trim_repeats,
         enough=enough,
     )
+    sampler.rest()
     traces: list[RevisionTrace] = []
     stripped = 0
     for (initial, _), revised in zip(pairs, revisions, strict=False):  # `enough` may have stopped early

@@ -58,7 +58,6 @@ from sdzero.packed_attention import check_packing, packs_rows
 from sdzero.questions.question import Question
 from sdzero.recipe import AlarmSettings
 from sdzero.rollout.engine import seed_of
-from sdzero.rollout.transformers_engine import TransformersEngine
 
 COUNTED = "counted.json"
 """In a checkpoint: how many rollouts were left out so far, and why; and what is known of solve rates."""
@@ -124,9 +123,7 @@ class SelfDistillationTrainer(TrainsInParts):
             if any(id(p) in teacher_parameters for p in model.parameters()):
                 raise ValueError("the teacher shares parameters with the student")
             check_output_head(teacher.model)
-        engine = sampler.engine
-        if isinstance(engine, TransformersEngine) and engine.model is not model:
-            raise ValueError("the rollout engine samples from another model than the student")
+        sampler.take_weights(model, steps=0)
         check_output_head(model)
         self._packed = packs_rows(model)
         if self._packed:
@@ -334,7 +331,7 @@ class SelfDistillationTrainer(TrainsInParts):
         """After the optimizer's step, before anything is saved: count, tell the engine, sync."""
         if self._step:
             self.rollouts.wait_until_sampled()  # with the weights before this step
-            self.sampler.note_weights_changed()
+            self.sampler.take_weights(self._student())
             if self.teacher is not None and self.args.teacher_decay is not None:
                 self.teacher.follow(self._student(), self.args.teacher_decay)
             elif self.teacher is not None and self._is_sync_step(self.state.global_step):
@@ -394,7 +391,7 @@ class SelfDistillationTrainer(TrainsInParts):
             if self.rollouts.solve_rates is not None:
                 self.rollouts.solve_rates.restore(kept.pop("solve_rates"))
             self.counted = kept
-            self.sampler.note_weights_changed(int(folder.name.rpartition("-")[2]))
+            self.sampler.take_weights(self._student(), int(folder.name.rpartition("-")[2]))
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             # Training had ended here, and was killed before its model was kept.
             if self._patience is not None and evaluations_without_progress(state) >= self._patience:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.grading import Grade, GradingAhead
 from sdzero.method.roles import Roles, trim_repeated_tail
 from sdzero.questions.question import Question
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling, streamed
-from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
 from sdzero.verify.verdict import Outcome, Verdict
 
@@ -183,10 +184,13 @@ class GradedSampler:
         )
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
 
-    def note_weights_changed(self, times: int = 1) -> None:
-        """Tell an engine that samples with the very model that is trained; others are sent the weights."""
-        if isinstance(self.engine, TransformersEngine):
-            self.engine.note_weights_changed(times)
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
+        """Tell the engine that it samples with `model`'s weights, `steps` training steps further."""
+        self.engine.take_weights(model, steps)
+
+    def rest(self) -> None:
+        """Nothing is sampled in a while: the engine may give memory back."""
+        self.engine.rest()
 
     def context_limit(self, max_context: int | None) -> int | None:
         """The smaller of the recipe's limit and the model's own context, in tokens."""

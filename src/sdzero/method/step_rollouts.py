@@ -84,6 +84,8 @@ class StepRollouts:
             draws = self._draws(step + 1, self._order.of_step(step + 1))
             file = rollout_file(self._stage, step + 1)
             self._next = BatchAhead(self._sampler, draws, self._sampling, file, self._stage)
+        else:
+            self._sampler.rest()
         return StepRollout(graded, staleness, time.monotonic() - started)
 
     def wait_until_sampled(self) -> None:

@@ -3,7 +3,12 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from sdzero.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,19 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def take_weights(self, model: "PreTrainedModel", steps: int = 1) -> None:
+        """Sample with `model`'s weights from now on; they are `steps` training steps further than before.
+
+        A trainer calls it after each optimizer step; one that resumes, with the steps that lie behind it;
+        and with `steps` 0 to say which model it trains. The weights are read when the next responses are
+        asked for, before any is sampled. Raises ValueError for a model that the engine cannot sample with.
+        """
+        ...
+
+    def rest(self) -> None:
+        """No responses are asked for in a while: memory may be given back. The next request wakes it."""
+        ...
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request. The same requests and weights give the same responses."""
         ...
@@ -84,6 +102,29 @@ def streamed(
         yield from engine.stream(requests, sampling)
     else:
         yield list(enumerate(engine.generate(requests, sampling)))
+
+
+def check_requests(requests: Sequence[Request], sampling: Sampling, max_context: int | None) -> None:
+    """Raise UserError for impossible settings, for an empty prompt, and for a prompt that together with
+    `max_new_tokens` does not fit the context."""
+    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
+        raise UserError(
+            f"cannot sample with {sampling}",
+            todo="temperature must be 0 or more, top_p above 0 and at most 1, top_k 0 or more",
+        )
+    if sampling.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {sampling.max_new_tokens}", todo="set it to 1 or more")
+    for index, request in enumerate(requests):
+        length = len(request.prompt_ids)
+        if length == 0:
+            raise UserError("a prompt has no tokens", where=f"request {index}")
+        if max_context is not None and length + sampling.max_new_tokens > max_context:
+            raise UserError(
+                f"a prompt of {length} tokens and max_new_tokens {sampling.max_new_tokens} do not fit"
+                f" the model's context of {max_context} tokens",
+                where=f"request {index}",
+                todo="leave out over-long questions, or lower max_new_tokens",
+            )
 
 
 def seed_of(*parts: object) -> int:

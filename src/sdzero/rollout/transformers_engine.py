@@ -26,7 +26,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from sdzero.errors import UserError
-from sdzero.rollout.engine import Request, Response, Sampling
+from sdzero.rollout.engine import Request, Response, Sampling, check_requests
 
 ROOM_AHEAD = 32
 """Columns (tokens) that are set aside beyond the current length, at least, when a cache grows."""
@@ -87,9 +87,14 @@ class TransformersEngine:
     def read_weights(self) -> None:
         """Nothing to do: the model's weights are the ones that sample."""
 
-    def note_weights_changed(self, times: int = 1) -> None:
-        """Count changes of the weights; whoever trains the model object, or resumes training, calls it."""
-        self._weight_version += times
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
+        """Count the steps; the weights are there already. Raises ValueError for another model."""
+        if model is not self._model:
+            raise ValueError("the rollout engine samples from another model than the student")
+        self._weight_version += steps
+
+    def rest(self) -> None:
+        """Nothing: between calls the engine holds no memory of its own."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Sample one response per request, in the order of the requests.
@@ -102,7 +107,7 @@ class TransformersEngine:
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
         """What `generate` returns, as responses end: groups of (index of the request, response)."""
-        self._check(requests, sampling)
+        check_requests(requests, sampling, self.max_context)
         by_length = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
         was_training = self._model.training
         self._model.train(False)
@@ -113,27 +118,6 @@ class TransformersEngine:
                     yield [(chosen[row], response) for row, response in group]
         finally:
             self._model.train(was_training)
-
-    def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
-            raise UserError(
-                f"cannot sample with {sampling}",
-                todo="temperature must be 0 or more, top_p above 0 and at most 1, top_k 0 or more",
-            )
-        if sampling.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {sampling.max_new_tokens}", todo="set it to 1 or more")
-        context = self.max_context
-        for index, request in enumerate(requests):
-            length = len(request.prompt_ids)
-            if length == 0:
-                raise UserError("a prompt has no tokens", where=f"request {index}")
-            if context is not None and length + sampling.max_new_tokens > context:
-                raise UserError(
-                    f"a prompt of {length} tokens and max_new_tokens {sampling.max_new_tokens} do not fit"
-                    f" the model's context of {context} tokens",
-                    where=f"request {index}",
-                    todo="leave out over-long questions, or lower max_new_tokens",
-                )
 
     @torch.inference_mode()
     def _generate_batch(
