@@ -8,10 +8,12 @@ written to a folder, as one safetensors file, that the server reads.
 import http.client
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,6 +87,7 @@ class ServedVllm:
         self._dtype = DTYPES[dtype]
         self._batch_size = batch_size
         self._process = process
+        self._open: set[http.client.HTTPConnection] = set()
         self._sleeps = process is not None and can_sleep(settings)
 
     # ---- talking to it ----
@@ -118,6 +121,7 @@ class ServedVllm:
 
     def _ask(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
+        self._open.add(connection)
         try:
             connection.request(
                 method,
@@ -128,6 +132,7 @@ class ServedVllm:
             answer = connection.getresponse()
             return answer.status, answer.read().decode("utf-8", errors="replace")
         finally:
+            self._open.discard(connection)
             connection.close()
 
     def silent(self, reason: str) -> UserError:
@@ -224,6 +229,15 @@ class ServedVllm:
                     yield [(waiting.pop(one), one.result()) for one in done]
             finally:
                 stopped.set()
+                if waiting:
+                    self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close what is still open: the server gives a request up when nobody listens for its answer."""
+        for connection in list(self._open):
+            if connection.sock is not None:
+                with suppress(OSError):  # it was just closed
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def sleep(self) -> bool:
         """Give the device's memory back, weights and cache, where the build can."""

@@ -53,5 +53,6 @@ def set_environment(environment: MutableMapping[str, str]) -> None:
     the process to its cores, which makes a trainer beside it crawl. What the user has set stays.
     """
     environment.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
+    environment.setdefault("VLLM_HOST_IP", "127.0.0.1")  # else it looks outside for its own address
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
