@@ -1,0 +1,93 @@
+"""Our trainer beside TRL's and beside the floor: the update alone, and whole steps."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from entries import Entry
+from floor import Floor, lengths_of, update_products
+from peers import Peer, PeerStep
+from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
+from step import our_step
+from timing import Seconds, alternate, medians
+from transformers import AutoTokenizer
+
+from sdzero.method.objectives import ReferenceDivergence
+
+AT_MOST_FLOOR = 1.3
+AT_LEAST_AS_FAST = 2.0
+
+
+@dataclass
+class Found:
+    """What a part of the benchmark found: its entries, and seconds and other numbers for the page."""
+
+    entries: list[Entry] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def update(name: str, runs: int, peers: Sequence[Peer] = (), batch: int | None = None) -> Found:
+    """Teacher, student, backward and optimizer on recorded responses: against the floor, against peers.
+
+    Against Distillation, whose teacher reads x + y, our trainer does the same (`ours, same context`).
+    """
+    shape = SHAPES[name] if batch is None else replace(SHAPES[name], batch=batch)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        workplace = Path(place)
+        folder = make_folder(shape, workplace / "model")
+        roles = roles_of(AutoTokenizer.from_pretrained(folder))
+        questions = questions_of(shape, roles)
+        recorded = recorded_responses(shape, roles, questions)
+        floor = Floor(update_products(shape, batch_lengths(shape, roles, questions)))
+        ours = stack.enter_context(our_step(shape, folder, workplace, recorded=recorded))
+        contestants: dict[str, Callable[[], Seconds]] = {
+            "floor": lambda: {"update": floor.seconds()},
+            "ours": ours.turn,
+        }
+        theirs = {peer: PeerStep(peer, shape, folder, workplace, recorded) for peer in peers}
+        contestants |= {peer: step.turn for peer, step in theirs.items()}
+        if "distillation" in theirs:
+            plain = ReferenceDivergence("reverse", ours.trainer.args.chunk_tokens, "{question}", "answer")
+            same = our_step(shape, folder, workplace, recorded=recorded, objective=plain)
+            contestants["ours, same context"] = stack.enter_context(same).turn
+        found = medians(alternate(contestants, runs))
+        losses = {"ours": ours.loss} | {peer: step.loss for peer, step in theirs.items()}
+    own = found["ours"]["update"]
+    label = f"update-{name}" if batch is None else f"update-{name}-batch-{batch}"
+    target = AT_MOST_FLOOR if name in ("24m", "70m") and batch is None else None
+    entries = [Entry(f"{label}/floor", own / found["floor"]["update"], target, "lower", runs)]
+    for peer in theirs:
+        base = found["ours, same context" if peer == "distillation" else "ours"]["update"]
+        promised = AT_LEAST_AS_FAST if (name, peer, batch) == ("70m", "sdft", None) else None
+        entries.append(Entry(f"{label}/{peer}", found[peer]["update"] / base, promised, "higher", runs))
+    seconds = {who: own["update"] for who, own in found.items()}
+    return Found(entries, {label: {"seconds": seconds, "losses": losses}})
+
+
+def batch_lengths(shape: Shape, roles: Any, questions: Sequence[Any]) -> Any:
+    """The lengths of the batch's sequences, with responses of full length."""
+    prompts = [len(roles.generator_prompt(question)) for question in questions]
+    return lengths_of(prompts, len(roles.control_phrase_ids(0)), [shape.response_tokens] * shape.batch)
+
+
+def whole(name: str, runs: int, as_it_comes: bool = False) -> Found:
+    """Whole steps, each trainer sampling for itself: against SDFT with the same contexts, or as it comes."""
+    shape = SHAPES[name]
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        workplace = Path(place)
+        folder = make_folder(shape, workplace / "model")
+        ours = stack.enter_context(our_step(shape, folder, workplace))
+        theirs = {"sdft": PeerStep("sdft", shape, folder, workplace)}
+        if as_it_comes:
+            theirs["sdft-as-it-comes"] = PeerStep("sdft", shape, folder, workplace, as_it_comes=True)
+        turns = {"ours": ours.turn} | {peer: step.turn for peer, step in theirs.items()}
+        found = medians(alternate(turns, runs))
+    entries = []
+    for peer in theirs:
+        target = AT_LEAST_AS_FAST if name in ("24m", "70m") and peer == "sdft" else None
+        ratio = found[peer]["step"] / found["ours"]["step"]
+        entries.append(Entry(f"step-{name}/{peer}", ratio, target, "higher", runs))
+    return Found(entries, {f"step-{name}": {"seconds": found}})

@@ -1,0 +1,138 @@
+"""Our step of phase 2, by the package's own trainer, engine, ledger and run folder: one step a turn."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import Shape, questions_of, roles_of
+from timing import Seconds, StepClock
+from transformers import AutoTokenizer
+
+from sdzero.ledger import Ledger
+from sdzero.method.distill import SelfDistillationTrainer, rollout_file
+from sdzero.method.distill_config import distill_config
+from sdzero.method.graded import GradedSampler
+from sdzero.method.objectives import Objective
+from sdzero.method.teacher import Teacher
+from sdzero.method.training import DeterministicCheckpoints
+from sdzero.models import load_model
+from sdzero.pipeline import default_engine
+from sdzero.questions.question import Question
+from sdzero.recipe import Recipe
+from sdzero.rollout.engine import Request, Response, Sampling
+from sdzero.run_dir import RunDir
+from sdzero.verify.math import MathVerifier
+
+Recorded = Mapping[tuple[int, ...], Sequence[int]]
+"""Responses by prompt."""
+
+
+class RecordedEngine:
+    """A rollout engine that has its responses already: for the update alone."""
+
+    weight_version = 0
+    max_context: int | None = None
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """The recorded responses, which have no end."""
+        return [Response(tuple(self._recorded[request.prompt_ids]), "length") for request in requests]
+
+
+def recipe_of(shape: Shape, folder: Path, **distill: Any) -> Recipe:
+    """The recipe of the step: the defaults, but for sizes and a temperature of 1."""
+    optimizer = {"learning_rate": 1e-6, "batch_size": shape.batch, "micro_batch_size": shape.batch}
+    sampling = {"max_new_tokens": shape.response_tokens}
+    phase_2 = {"schedule": "constant", "temperature": 1.0} | optimizer | sampling | distill
+    return Recipe.model_validate(
+        {
+            "name": "bench",
+            "model": {"path": str(folder), "dtype": "float32", "device": "cpu"},
+            "data": {"n1": 1, "n2": shape.batch, "test": 1},
+            "collect": sampling,
+            "srt": optimizer,
+            "distill": phase_2,
+            "rft": optimizer,
+            "evaluate": sampling,
+        }
+    )
+
+
+class OurStep:
+    """A trainer of phase 2 on one batch of questions; student and teacher start at the model in `folder`.
+
+    With `recorded` responses nothing is sampled. Checkpoints are not saved: a step is not one.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        folder: Path,
+        run: RunDir,
+        recipe: Recipe,
+        questions: Sequence[Question] | None = None,
+        recorded: Recorded | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.roles = roles_of(self.tokenizer)
+        self.questions = questions_of(shape, self.roles) if questions is None else list(questions)
+        self.model = load_model(str(folder), recipe.model)
+        self.run = run
+        own_engine = default_engine(recipe, self.tokenizer)(self.model, self.roles)
+        engine = own_engine if recorded is None else RecordedEngine(recorded)
+        verifier = MathVerifier()
+        sampler = GradedSampler(
+            engine,
+            self.roles,
+            lambda items: [verifier.grade(question, text) for question, text in items],
+            run,
+            Ledger(run.path("ledger.jsonl")),
+        )
+        config = distill_config(
+            recipe.distill, run.path("checkpoints"), seed=0, gradient_checkpointing=False, use_cpu=True
+        )
+        config.max_steps = 1
+        self.logged: list[dict[str, Any]] = []
+        self.trainer = SelfDistillationTrainer(
+            self.model,
+            Teacher.load(folder, torch.float32, "cpu"),
+            config,
+            self.questions,
+            sampler,
+            self.tokenizer,
+            report=self.logged.append,
+            objective=objective,
+        )
+        self.trainer.remove_callback(DeterministicCheckpoints)
+        self.clock = StepClock()
+        self.trainer.add_callback(self.clock)
+
+    def turn(self) -> Seconds:
+        """One step. `sampling` is sampling, grading and keeping the responses; `update` all the rest."""
+        self.run.path(rollout_file(self.trainer.stage, 0)).unlink(missing_ok=True)
+        self.trainer.train()
+        assert self.clock.seconds is not None, "a step was made"
+        sampling = self.logged[-1]["rollout_seconds"]
+        return {"step": self.clock.seconds, "sampling": sampling, "update": self.clock.seconds - sampling}
+
+    @property
+    def loss(self) -> float:
+        """Of the last step, before its update."""
+        return float(self.logged[-1]["loss"])
+
+
+@contextmanager
+def our_step(
+    shape: Shape, folder: Path, workplace: Path, *, settings: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[OurStep]:
+    """An `OurStep` in a run folder of its own below `workplace`; `settings` are those of phase 2."""
+    recipe = recipe_of(shape, folder, **(settings or {}))
+    with ExitStack() as stack:
+        run = RunDir.open(workplace / f"run-{len(list(workplace.glob('run-*')))}", recipe)
+        stack.callback(run.close)
+        yield OurStep(shape, folder, run, recipe, **more)
