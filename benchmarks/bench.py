@@ -1,51 +1,154 @@
-"""Speed and memory, each figure a ratio measured side by side.
+"""Speed and memory: every figure is a ratio of two things measured side by side on this machine.
 
-    python benchmarks/bench.py --only update-24m            one part, and nothing is kept
-    python benchmarks/bench.py --only update-24m --runs 3
-    python benchmarks/bench.py --write                      everything (`make bench`)
+    python benchmarks/bench.py --only update-24m      one part, printed and not kept
+    python benchmarks/bench.py --write                all parts (`make bench`): results and docs/speed.md
+    python benchmarks/bench.py --check                all parts against the committed results
+    python benchmarks/bench.py --check other.json     two files of results (`make bench-check`)
 
-docs/speed.md says what each part measures.
+docs/speed.md says what each part measures. Each runs in a process of its own.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 # Before torch and TRL are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import growth
+import rollout_speed
+import sandbox_speed
 import torch
-from side_by_side import Found, update, whole
+from documents import RESULTS, ROOT, fill
+from entries import Entry, Found, read_entries, regressions, this_machine
+from memory import memory
+from side_by_side import update, whole
+from speed_page import blocks
 
 RUNS = 5
+STORED, DETAILS = RESULTS / "bench.json", RESULTS / "bench_details.json"
+PAGE = ROOT / "docs" / "speed.md"
 
-PARTS: dict[str, Callable[[int], Found]] = {
-    "update-tiny": lambda runs: update("tiny", runs, ("sdft", "sdpo", "distillation")),
-    "update-24m": lambda runs: update("24m", runs, ("sdft",)),
+
+def rollouts(runs: int) -> Found:
+    """Sampling against `model.generate`."""
+    return Found([Entry(**entry) for entry in rollout_speed.entries(runs)])
+
+
+def sandbox(runs: int) -> Found:
+    """Programs in the sandbox against bare interpreters."""
+    measured = sandbox_speed.measure(runs=20 * runs, programs=100, rounds=runs)
+    return Found(sandbox_speed.entries_of(measured), {"sandbox": measured})
+
+
+PARTS: Mapping[str, Callable[[int], Found]] = {
+    "update-tiny": lambda runs: update("tiny", 3 * runs, ("sdft", "sdpo", "distillation")),
+    "step-tiny": lambda runs: whole("tiny", 3 * runs),
     "peers-24m": lambda runs: update("24m", runs, ("sdft", "sdpo", "distillation")),
-    "update-70m": lambda runs: update("70m", runs, ("sdft",)),
-    "peers-70m": lambda runs: update("70m", runs, ("sdpo", "distillation"), batch=2),
-    "update-100m": lambda runs: update("100m", runs, ("sdft",)),
-    "step-tiny": lambda runs: whole("tiny", runs),
     "step-24m": lambda runs: whole("24m", runs, as_it_comes=True),
-    "step-70m": lambda runs: whole("70m", runs),
+    "step-70m": lambda runs: whole("70m", runs, updates=True),
+    "peers-70m": lambda runs: update("70m", runs, ("sdpo", "distillation"), batch=2),
+    "memory": lambda runs: memory(),
+    "rollouts": rollouts,
+    "growth": growth.growth,
+    "processes": growth.processes,
+    "sandbox": sandbox,
 }
+"""What `make bench` is made of; `runs` are turns of each contestant."""
+
+ALONE: Mapping[str, Callable[[int], Found]] = {
+    "update-24m": lambda runs: update("24m", runs, ("sdft",)),
+    "update-70m": lambda runs: update("70m", runs, ("sdft",)),
+    "update-100m": lambda runs: update("100m", runs, ("sdft",)),
+}
+"""Parts to be asked for by name: they measure again what others do, or more than there is time for."""
+
+
+def run_part(name: str, runs: int) -> Found:
+    """One part, in this process, with this machine named in its entries."""
+    found = (PARTS | ALONE)[name](runs)  # type: ignore[operator]
+    machine = this_machine()
+    entries = [Entry(e.name, round(e.ratio, 4), e.target, e.better, e.runs, machine) for e in found.entries]
+    return Found(entries, found.details)
+
+
+def run_all(runs: int, names: Sequence[str] = tuple(PARTS)) -> Found:
+    """All parts, each in a process of its own."""
+    everything = Found()
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            file, started = Path(place) / f"{name}.json", time.monotonic()
+            command = [sys.executable, __file__, "--only", name, "--runs", str(runs), "--into", str(file)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            part = json.loads(file.read_text())
+            everything.entries += [Entry(**entry) for entry in part["entries"]]
+            everything.details |= part["details"]
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    return everything
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Entries and details in one."""
+    return {"entries": [entry.to_json() for entry in found.entries], "details": found.details}
+
+
+def write(found: Found) -> None:
+    """Keep the results, and fill in the page."""
+    STORED.write_text(json.dumps([entry.to_json() for entry in found.entries], indent=2) + "\n")
+    DETAILS.write_text(json.dumps(found.details, indent=2) + "\n")
+    fill(PAGE, blocks(found))
+
+
+def check(measured: Sequence[Entry]) -> None:
+    """Exit with the names of what is worse than committed by over 15%."""
+    lines = regressions(read_entries(STORED), measured)
+    if lines:
+        sys.exit("worse than committed:\n" + "\n".join(f"  {line}" for line in lines))
+    print(f"no regression in {len(measured)} figures")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=list(PARTS), required=True, help="this part only")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--only", choices=[*PARTS, *ALONE], metavar="NAME", help="run one part and print it")
+    what.add_argument("--write", action="store_true", help="run all, keep the results, fill in the page")
+    what.add_argument("--fill", action="store_true", help="fill in the page from the kept results")
+    what.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="compare FILE, or a new run, with the kept results",
+    )
     parser.add_argument("--runs", type=int, default=RUNS, help=f"turns of each (default: {RUNS})")
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are cores")
+    parser.add_argument("--into", type=Path, default=None, help="with --only: write the result to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
-    found = PARTS[arguments.only](arguments.runs)
-    print(json.dumps({"entries": [e.to_json() for e in found.entries], "details": found.details}, indent=2))
+    if arguments.only:
+        text = json.dumps(as_json(run_part(arguments.only, arguments.runs)), indent=2)
+        print(text)
+        if arguments.into:
+            arguments.into.write_text(text)
+    elif arguments.fill:
+        fill(PAGE, blocks(Found(read_entries(STORED), json.loads(DETAILS.read_text()))))
+    elif arguments.write:
+        write(run_all(arguments.runs))
+    elif arguments.check:
+        check(read_entries(Path(arguments.check)))
+    else:
+        check(run_all(arguments.runs).entries)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 Every figure is a ratio of two things measured side by side, so that it means the same on another machine.
 """
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,6 +40,14 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         return asdict(self) | {"machine": dict(self.machine)}
+
+
+@dataclass
+class Found:
+    """What a part of the benchmark found: its entries, and seconds and other numbers for the page."""
+
+    entries: list[Entry] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def this_machine() -> dict[str, Any]:
@@ -76,3 +86,8 @@ def regressions(committed: Sequence[Entry], measured: Sequence[Entry]) -> list[s
                 f" worse by {100 * worse:.0f}%)"
             )
     return found
+
+
+def read_entries(file: Path) -> list[Entry]:
+    """The entries of a file of results."""
+    return [Entry(**row) for row in json.loads(file.read_text(encoding="utf-8"))]

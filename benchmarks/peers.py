@@ -125,12 +125,12 @@ class PeerStep:
         return found
 
     def turn(self) -> Seconds:
-        """One step; `sampling` is the call of `model.generate`, `update` all the rest."""
+        """One step; `rollout` is the call of `model.generate`, `update` all the rest."""
         self.trainer.train()
         assert self.clock.seconds is not None, "a step was made"
         return {
             "step": self.clock.seconds,
-            "sampling": self._sampling,
+            "rollout": self._sampling,
             "update": self.clock.seconds - self._sampling,
         }
 

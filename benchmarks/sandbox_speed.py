@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from documents import RESULTS, ROOT, fill
+from entries import Entry
 
 from sdzero.questions.programs import ProgramTask, StdioCase, StdioTests, metadata_of
 from sdzero.questions.question import Question
@@ -126,6 +127,15 @@ def measure(runs: int, programs: int, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
     }
+
+
+def entries_of(found: dict[str, Any]) -> list[Entry]:
+    """The two ratios: a start in the sandbox against a bare one, and verdicts against bare runs."""
+    start, rate = found["ratio_to_bare"], found["throughput_ratio"]
+    return [
+        Entry("sandbox/start", start, None, "lower", found["runs"]),
+        Entry("sandbox/verdicts", rate, None, "higher", found["rounds"]),
+    ]
 
 
 def block(found: dict[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """Our trainer beside TRL's and beside the floor: the update alone, and whole steps."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entries import Entry
+from entries import Entry, Found
 from floor import Floor, lengths_of, update_products
 from peers import Peer, PeerStep
 from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
@@ -19,20 +19,13 @@ from sdzero.method.objectives import ReferenceDivergence
 
 AT_MOST_FLOOR = 1.3
 AT_LEAST_AS_FAST = 2.0
-
-
-@dataclass
-class Found:
-    """What a part of the benchmark found: its entries, and seconds and other numbers for the page."""
-
-    entries: list[Entry] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+SAME_CONTEXT = "ours, teacher reads x + y"
 
 
 def update(name: str, runs: int, peers: Sequence[Peer] = (), batch: int | None = None) -> Found:
     """Teacher, student, backward and optimizer on recorded responses: against the floor, against peers.
 
-    Against Distillation, whose teacher reads x + y, our trainer does the same (`ours, same context`).
+    Against Distillation, whose teacher reads x + y, our trainer does the same (`SAME_CONTEXT`).
     """
     shape = SHAPES[name] if batch is None else replace(SHAPES[name], batch=batch)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
@@ -52,19 +45,13 @@ def update(name: str, runs: int, peers: Sequence[Peer] = (), batch: int | None =
         if "distillation" in theirs:
             plain = ReferenceDivergence("reverse", ours.trainer.args.chunk_tokens, "{question}", "answer")
             same = our_step(shape, folder, workplace, recorded=recorded, objective=plain)
-            contestants["ours, same context"] = stack.enter_context(same).turn
+            contestants[SAME_CONTEXT] = stack.enter_context(same).turn
         found = medians(alternate(contestants, runs))
         losses = {"ours": ours.loss} | {peer: step.loss for peer, step in theirs.items()}
-    own = found["ours"]["update"]
     label = f"update-{name}" if batch is None else f"update-{name}-batch-{batch}"
-    target = AT_MOST_FLOOR if name in ("24m", "70m") and batch is None else None
-    entries = [Entry(f"{label}/floor", own / found["floor"]["update"], target, "lower", runs)]
-    for peer in theirs:
-        base = found["ours, same context" if peer == "distillation" else "ours"]["update"]
-        promised = AT_LEAST_AS_FAST if (name, peer, batch) == ("70m", "sdft", None) else None
-        entries.append(Entry(f"{label}/{peer}", found[peer]["update"] / base, promised, "higher", runs))
     seconds = {who: own["update"] for who, own in found.items()}
-    return Found(entries, {label: {"seconds": seconds, "losses": losses}})
+    details = {label: {"seconds": seconds, "losses": losses}}
+    return Found(update_entries(label, seconds, runs), details)
 
 
 def batch_lengths(shape: Shape, roles: Any, questions: Sequence[Any]) -> Any:
@@ -73,8 +60,12 @@ def batch_lengths(shape: Shape, roles: Any, questions: Sequence[Any]) -> Any:
     return lengths_of(prompts, len(roles.control_phrase_ids(0)), [shape.response_tokens] * shape.batch)
 
 
-def whole(name: str, runs: int, as_it_comes: bool = False) -> Found:
-    """Whole steps, each trainer sampling for itself: against SDFT with the same contexts, or as it comes."""
+def whole(name: str, runs: int, as_it_comes: bool = False, updates: bool = False) -> Found:
+    """Whole steps, each trainer sampling for itself: against SDFT with the same contexts, or as it comes.
+
+    With `updates` also what is left of these steps without their rollouts, beside the floor: the figures of
+    `update`, where steps are too long to be made twice, and to warm up.
+    """
     shape = SHAPES[name]
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         workplace = Path(place)
@@ -84,10 +75,30 @@ def whole(name: str, runs: int, as_it_comes: bool = False) -> Found:
         if as_it_comes:
             theirs["sdft-as-it-comes"] = PeerStep("sdft", shape, folder, workplace, as_it_comes=True)
         turns = {"ours": ours.turn} | {peer: step.turn for peer, step in theirs.items()}
-        found = medians(alternate(turns, runs))
+        if updates:
+            floor = Floor(update_products(shape, batch_lengths(shape, ours.roles, ours.questions)))
+            turns["floor"] = lambda: {"update": floor.seconds()}
+        found = medians(alternate(turns, runs, warm_up=not updates))
     entries = []
     for peer in theirs:
         target = AT_LEAST_AS_FAST if name in ("24m", "70m") and peer == "sdft" else None
         ratio = found[peer]["step"] / found["ours"]["step"]
         entries.append(Entry(f"step-{name}/{peer}", ratio, target, "higher", runs))
-    return Found(entries, {f"step-{name}": {"seconds": found}})
+    details: dict[str, Any] = {f"step-{name}": {"seconds": found}}
+    if updates:
+        seconds = {who: own["update"] for who, own in found.items()}
+        entries += update_entries(f"update-{name}", seconds, runs)
+        details[f"update-{name}"] = {"seconds": seconds}
+    return Found(entries, details)
+
+
+def update_entries(label: str, seconds: Mapping[str, float], runs: int) -> list[Entry]:
+    """Ours against the floor, and each peer against ours; `seconds` are of updates."""
+    target = AT_MOST_FLOOR if label in ("update-24m", "update-70m") else None
+    entries = [Entry(f"{label}/floor", seconds["ours"] / seconds["floor"], target, "lower", runs)]
+    for peer in ("sdft", "sdpo", "distillation"):
+        if peer in seconds:
+            base = seconds[SAME_CONTEXT if peer == "distillation" else "ours"]
+            promised = AT_LEAST_AS_FAST if (label, peer) == ("update-70m", "sdft") else None
+            entries.append(Entry(f"{label}/{peer}", seconds[peer] / base, promised, "higher", runs))
+    return entries

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from shapes import Shape, questions_of, roles_of
+from split import Split
 from timing import Seconds, StepClock
 from transformers import AutoTokenizer
 
@@ -14,6 +15,7 @@ from sdzero.ledger import Ledger
 from sdzero.method.distill import SelfDistillationTrainer, rollout_file
 from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import GradedSampler
+from sdzero.method.grading import Grade
 from sdzero.method.objectives import Objective
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import DeterministicCheckpoints
@@ -23,7 +25,8 @@ from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
 from sdzero.rollout.engine import Request, Response, Sampling
 from sdzero.run_dir import RunDir
-from sdzero.verify.math import MathVerifier
+from sdzero.verify.pool import pool_of
+from sdzero.verify.verdict import Verdict
 
 Recorded = Mapping[tuple[int, ...], Sequence[int]]
 """Responses by prompt."""
@@ -41,6 +44,11 @@ class RecordedEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """The recorded responses, which have no end."""
         return [Response(tuple(self._recorded[request.prompt_ids]), "length") for request in requests]
+
+
+def _nothing_to_grade(items: Sequence[tuple[Question, str]]) -> list[Verdict]:
+    """Recorded responses have no end, so they are wrong without being read."""
+    raise AssertionError(f"{len(items)} responses to grade")
 
 
 def recipe_of(shape: Shape, folder: Path, **distill: Any) -> Recipe:
@@ -77,6 +85,7 @@ class OurStep:
         questions: Sequence[Question] | None = None,
         recorded: Recorded | None = None,
         objective: Objective | None = None,
+        grade: Grade | None = None,
     ) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.roles = roles_of(self.tokenizer)
@@ -85,14 +94,8 @@ class OurStep:
         self.run = run
         own_engine = default_engine(recipe, self.tokenizer)(self.model, self.roles)
         engine = own_engine if recorded is None else RecordedEngine(recorded)
-        verifier = MathVerifier()
-        sampler = GradedSampler(
-            engine,
-            self.roles,
-            lambda items: [verifier.grade(question, text) for question, text in items],
-            run,
-            Ledger(run.path("ledger.jsonl")),
-        )
+        ledger = Ledger(run.path("ledger.jsonl"))
+        sampler = GradedSampler(engine, self.roles, grade or _nothing_to_grade, run, ledger)
         config = distill_config(
             recipe.distill, run.path("checkpoints"), seed=0, gradient_checkpointing=False, use_cpu=True
         )
@@ -109,16 +112,20 @@ class OurStep:
             objective=objective,
         )
         self.trainer.remove_callback(DeterministicCheckpoints)
+        self.split = Split(self.trainer)
         self.clock = StepClock()
         self.trainer.add_callback(self.clock)
 
     def turn(self) -> Seconds:
-        """One step. `sampling` is sampling, grading and keeping the responses; `update` all the rest."""
+        """One step: whole, `rollout` (sampling, grading and keeping responses), `update` (all the rest), and
+        the parts of `split`."""
         self.run.path(rollout_file(self.trainer.stage, 0)).unlink(missing_ok=True)
         self.trainer.train()
-        assert self.clock.seconds is not None, "a step was made"
-        sampling = self.logged[-1]["rollout_seconds"]
-        return {"step": self.clock.seconds, "sampling": sampling, "update": self.clock.seconds - sampling}
+        step = self.clock.seconds
+        assert step is not None, "a step was made"
+        # Only the first process logs.
+        rollout = self.logged[-1]["rollout_seconds"] if self.logged else 0.0
+        return {"step": step, "rollout": rollout, "update": step - rollout} | self.split.parts(step, rollout)
 
     @property
     def loss(self) -> float:
@@ -133,6 +140,8 @@ def our_step(
     """An `OurStep` in a run folder of its own below `workplace`; `settings` are those of phase 2."""
     recipe = recipe_of(shape, folder, **(settings or {}))
     with ExitStack() as stack:
+        if more.get("recorded") is None:
+            more["grade"] = stack.enter_context(pool_of(recipe.verifier)).grade
         run = RunDir.open(workplace / f"run-{len(list(workplace.glob('run-*')))}", recipe)
         stack.callback(run.close)
         yield OurStep(shape, folder, run, recipe, **more)

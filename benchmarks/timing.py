@@ -12,10 +12,15 @@ Seconds = dict[str, float]
 """What a turn took, by part; `step` is the whole."""
 
 
-def alternate(contestants: Mapping[str, Callable[[], Seconds]], runs: int) -> dict[str, list[Seconds]]:
-    """Each contestant's turns: `runs` rounds after one that is not kept. The order turns round each time."""
+def alternate(
+    contestants: Mapping[str, Callable[[], Seconds]], runs: int, warm_up: bool = True
+) -> dict[str, list[Seconds]]:
+    """Each contestant's turns in `runs` rounds; the order turns round each time.
+
+    With `warm_up` a round that is not kept comes first.
+    """
     turns: dict[str, list[Seconds]] = {name: [] for name in contestants}
-    for number in range(runs + 1):
+    for number in range(0 if warm_up else 1, runs + 1):
         for name in list(contestants) if number % 2 else reversed(list(contestants)):
             gc.collect()
             took = contestants[name]()
