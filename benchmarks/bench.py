@@ -34,6 +34,8 @@ from memory import memory
 from side_by_side import update, whole
 from speed_page import blocks
 
+from sdzero.allocator import keep_freed_memory
+
 RUNS = 5
 STORED, DETAILS = RESULTS / "bench.json", RESULTS / "bench_details.json"
 PAGE = ROOT / "docs" / "speed.md"
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are cores")
     parser.add_argument("--into", type=Path, default=None, help="with --only: write the result to this file")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as a run does, and for all contestants
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
     if arguments.only:
         text = json.dumps(as_json(run_part(arguments.only, arguments.runs)), indent=2)

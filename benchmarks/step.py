@@ -9,18 +9,19 @@ import torch
 from shapes import Shape, questions_of, roles_of
 from split import Split
 from timing import Seconds, StepClock
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
+from sdzero.engines import transformers_engines
 from sdzero.ledger import Ledger
-from sdzero.method.distill import SelfDistillationTrainer, rollout_file
+from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import GradedSampler
 from sdzero.method.grading import Grade
 from sdzero.method.objectives import Objective
+from sdzero.method.step_rollouts import rollout_file
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import DeterministicCheckpoints
 from sdzero.models import load_model
-from sdzero.pipeline import default_engine
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
 from sdzero.rollout.engine import Request, Response, Sampling
@@ -37,9 +38,19 @@ class RecordedEngine:
 
     weight_version = 0
     max_context: int | None = None
+    samples_elsewhere = False
 
     def __init__(self, recorded: Recorded) -> None:
         self._recorded = recorded
+
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
+        """Nothing to do: it does not sample."""
+
+    def read_weights(self) -> None:
+        """Nothing to do."""
+
+    def rest(self) -> None:
+        """Nothing to do."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """The recorded responses, which have no end."""
@@ -92,7 +103,7 @@ class OurStep:
         self.questions = questions_of(shape, self.roles) if questions is None else list(questions)
         self.model = load_model(str(folder), recipe.model)
         self.run = run
-        own_engine = default_engine(recipe, self.tokenizer)(self.model, self.roles)
+        own_engine = transformers_engines(recipe, self.tokenizer)(self.model, self.roles)
         engine = own_engine if recorded is None else RecordedEngine(recorded)
         ledger = Ledger(run.path("ledger.jsonl"))
         sampler = GradedSampler(engine, self.roles, grade or _nothing_to_grade, run, ledger)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sdzero.allocator import keep_freed_memory
 from sdzero.baselines.registry import baseline_named
 from sdzero.engines import EngineMaker, open_engines
 from sdzero.errors import UserError
@@ -362,6 +363,8 @@ def open_run(
 
     `wrap_engine` and `shared_questions` (every set holds all questions) are for dry runs.
     """
+    if pick_device(recipe.model.device).type == "cpu":
+        keep_freed_memory()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down by an order of magnitude
     run = RunDir.open(folder, recipe)
     try:
