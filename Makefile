@@ -14,10 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test slow check format tiny bench figures comparison clean
+.PHONY: help env demo test slow check format tiny bench bench-check figures comparison clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 env: $(READY) ## make the environment in .venv
 
@@ -57,9 +57,11 @@ tiny: $(READY) ## train the five embedded models again (over an hour on two core
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/edits --world edits
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/starts --world starts
 
-bench: $(READY) ## time sampling against model.generate, and the sandbox against bare interpreters, side by side
-	$(BIN)/python benchmarks/rollout_speed.py
-	$(BIN)/python benchmarks/sandbox_speed.py
+bench: $(READY) ## measure speed and memory against the peers and the floor (about 15 minutes), and fill in docs/speed.md
+	$(BIN)/python benchmarks/bench.py --write
+
+bench-check: $(READY) ## measure again, or take BENCH=file: fail if a figure is worse than the committed one by over 15%
+	$(BIN)/python benchmarks/bench.py --check $(BENCH)
 
 comparison: $(READY) ## compare the methods and run the studies on four families (hours), and fill in the tables
 	$(BIN)/python benchmarks/comparison.py --output runs/comparison --write

@@ -24,30 +24,58 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import growth
-import rollout_speed
-import sandbox_speed
-import torch
 from documents import RESULTS, ROOT, fill
 from entries import Entry, Found, read_entries, regressions, this_machine
-from memory import memory
-from side_by_side import update, whole
 from speed_page import blocks
-
-from sdzero.allocator import keep_freed_memory
 
 RUNS = 5
 STORED, DETAILS = RESULTS / "bench.json", RESULTS / "bench_details.json"
 PAGE = ROOT / "docs" / "speed.md"
 
 
+# Parts import what they need themselves: comparing two files needs no torch.
+
+
+def update(*arguments: Any, **named: Any) -> Found:
+    """See `side_by_side.update`."""
+    import side_by_side
+
+    return side_by_side.update(*arguments, **named)
+
+
+def whole(*arguments: Any, **named: Any) -> Found:
+    """See `side_by_side.whole`."""
+    import side_by_side
+
+    return side_by_side.whole(*arguments, **named)
+
+
+def memory(runs: int) -> Found:
+    """Peak memory: measured once each, since it does not vary."""
+    from memory import memory
+
+    return memory()
+
+
+def growth(runs: int) -> Found:
+    """With T, V and B, and with processes."""
+    from growth import growth, processes
+
+    sizes, shared = growth(runs), processes(runs)
+    return Found(sizes.entries + shared.entries, sizes.details | shared.details)
+
+
 def rollouts(runs: int) -> Found:
     """Sampling against `model.generate`."""
+    import rollout_speed
+
     return Found([Entry(**entry) for entry in rollout_speed.entries(runs)])
 
 
 def sandbox(runs: int) -> Found:
     """Programs in the sandbox against bare interpreters."""
+    import sandbox_speed
+
     measured = sandbox_speed.measure(runs=20 * runs, programs=100, rounds=runs)
     return Found(sandbox_speed.entries_of(measured), {"sandbox": measured})
 
@@ -59,10 +87,9 @@ PARTS: Mapping[str, Callable[[int], Found]] = {
     "step-24m": lambda runs: whole("24m", runs, as_it_comes=True),
     "step-70m": lambda runs: whole("70m", runs, updates=True),
     "peers-70m": lambda runs: update("70m", runs, ("sdpo", "distillation"), batch=2),
-    "memory": lambda runs: memory(),
+    "memory": memory,
     "rollouts": rollouts,
-    "growth": growth.growth,
-    "processes": growth.processes,
+    "growth": growth,
     "sandbox": sandbox,
 }
 """What `make bench` is made of; `runs` are turns of each contestant."""
@@ -75,21 +102,29 @@ ALONE: Mapping[str, Callable[[int], Found]] = {
 """Parts to be asked for by name: they measure again what others do, or more than there is time for."""
 
 
-def run_part(name: str, runs: int) -> Found:
+def run_part(name: str, runs: int, threads: int) -> Found:
     """One part, in this process, with this machine named in its entries."""
-    found = (PARTS | ALONE)[name](runs)  # type: ignore[operator]
-    machine = this_machine()
+    import torch
+
+    from sdzero.allocator import keep_freed_memory
+
+    if name != "memory":  # as a run does on a CPU, and for all that is timed beside it
+        keep_freed_memory()
+    torch.set_num_threads(threads)
+    found = {**PARTS, **ALONE}[name](runs)
+    machine = this_machine() | {"threads": threads}
     entries = [Entry(e.name, round(e.ratio, 4), e.target, e.better, e.runs, machine) for e in found.entries]
     return Found(entries, found.details)
 
 
-def run_all(runs: int, names: Sequence[str] = tuple(PARTS)) -> Found:
+def run_all(runs: int, threads: int) -> Found:
     """All parts, each in a process of its own."""
     everything = Found()
     with tempfile.TemporaryDirectory() as place:
-        for name in names:
+        for name in PARTS:
             file, started = Path(place) / f"{name}.json", time.monotonic()
-            command = [sys.executable, __file__, "--only", name, "--runs", str(runs), "--into", str(file)]
+            command = [sys.executable, __file__, "--only", name, "--into", str(file)]
+            command += ["--runs", str(runs), "--threads", str(threads)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             part = json.loads(file.read_text())
             everything.entries += [Entry(**entry) for entry in part["entries"]]
@@ -112,6 +147,8 @@ def write(found: Found) -> None:
 
 def check(measured: Sequence[Entry]) -> None:
     """Exit with the names of what is worse than committed by over 15%."""
+    if not STORED.is_file():
+        sys.exit(f"{STORED} is not there: run `make bench` first")
     lines = regressions(read_entries(STORED), measured)
     if lines:
         sys.exit("worse than committed:\n" + "\n".join(f"  {line}" for line in lines))
@@ -134,24 +171,23 @@ def main() -> None:
         help="compare FILE, or a new run, with the kept results",
     )
     parser.add_argument("--runs", type=int, default=RUNS, help=f"turns of each (default: {RUNS})")
-    parser.add_argument("--threads", type=int, default=None, help="default: as many as there are cores")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help=f"default: one a core, so {cores}")
     parser.add_argument("--into", type=Path, default=None, help="with --only: write the result to this file")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as a run does, and for all contestants
-    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
     if arguments.only:
-        text = json.dumps(as_json(run_part(arguments.only, arguments.runs)), indent=2)
+        text = json.dumps(as_json(run_part(arguments.only, arguments.runs, arguments.threads)), indent=2)
         print(text)
         if arguments.into:
             arguments.into.write_text(text)
     elif arguments.fill:
         fill(PAGE, blocks(Found(read_entries(STORED), json.loads(DETAILS.read_text()))))
     elif arguments.write:
-        write(run_all(arguments.runs))
+        write(run_all(arguments.runs, arguments.threads))
     elif arguments.check:
         check(read_entries(Path(arguments.check)))
     else:
-        check(run_all(arguments.runs).entries)
+        check(run_all(arguments.runs, arguments.threads).entries)
 
 
 if __name__ == "__main__":

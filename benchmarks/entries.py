@@ -8,12 +8,9 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-import transformers
-import trl
 
 WORSE_BY = 0.15
 """A ratio that is worse than the committed one by more than this share is a regression."""
@@ -52,15 +49,9 @@ class Found:
 
 def this_machine() -> dict[str, Any]:
     """What figures depend on: processor, cores, versions."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
+    versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+    cores = len(os.sched_getaffinity(0))
+    return {"processor": _processor(), "cores": cores, "python": platform.python_version()} | versions
 
 
 def _processor() -> str:

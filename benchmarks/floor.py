@@ -10,12 +10,13 @@ for a linear layer, one sequence for attention). Attention is causal, so half of
 needed: they are made with half of the keys. Heads go in blocks of `HEAD_TOKENS` rows.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from shapes import Shape
 from torch import Tensor
 
 HEAD_TOKENS = 256
@@ -34,6 +35,38 @@ class Product:
     def operations(self) -> int:
         """Multiplications and additions."""
         return 2 * self.rows * self.inner * self.columns * self.times
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What products depend on, of a model. `windows`: how many keys a token sees at most, of each layer."""
+
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_width: int
+    vocabulary: int
+    windows: tuple[int | None, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.windows)
+
+
+def sizes_of(config: Any) -> Sizes:
+    """The sizes of a model with a gated inner part (Qwen3, Llama, Olmo 3)."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return Sizes(
+        width=config.hidden_size,
+        inner=config.intermediate_size,
+        heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,26 +89,39 @@ def lengths_of(prompts: Sequence[int], phrase: int, responses: Sequence[int]) ->
     )
 
 
-def body_products(shape: Shape, sequences: Sequence[int]) -> list[Product]:
+def body_products(sizes: Sizes, sequences: Sequence[int]) -> list[Product]:
     """Forward, all layers: four projections of attention, three of the gated part, and attention itself."""
-    tokens, width, inner, heads = sum(sequences), shape.width, shape.inner, shape.heads
+    tokens, width, layers = sum(sequences), sizes.width, sizes.layers
+    queries, keys = sizes.heads * sizes.head_width, sizes.key_heads * sizes.head_width
     products = [
-        Product(tokens, width, width, 4 * shape.layers),
-        Product(tokens, width, inner, 2 * shape.layers),
-        Product(tokens, inner, width, shape.layers),
+        Product(tokens, width, queries, layers),
+        Product(tokens, width, keys, 2 * layers),
+        Product(tokens, queries, width, layers),
+        Product(tokens, width, sizes.inner, 2 * layers),
+        Product(tokens, sizes.inner, width, layers),
     ]
-    for length in sequences:
-        half = (length + 1) // 2
-        products.append(Product(length, width // heads, half, heads * shape.layers))
-        products.append(Product(length, half, width // heads, heads * shape.layers))
+    for window in sorted(set(sizes.windows), key=lambda w: w or 0):
+        times = sizes.heads * sizes.windows.count(window)
+        for length in sequences:
+            seen = mean_keys(length, window)
+            products.append(Product(length, sizes.head_width, seen, times))
+            products.append(Product(length, seen, sizes.head_width, times))
     return products
 
 
-def head_products(shape: Shape, targets: int) -> list[Product]:
+def mean_keys(length: int, window: int | None) -> int:
+    """How many keys a token of a sequence sees on average, itself included, rounded up."""
+    if window is None or window >= length:
+        return math.ceil((length + 1) / 2)
+    # The first `window` tokens see 1, 2, ..., window keys, the others `window` each.
+    return math.ceil((window * (window + 1) / 2 + (length - window) * window) / length)
+
+
+def head_products(sizes: Sizes, targets: int) -> list[Product]:
     """Forward, the output head on the target tokens, in blocks."""
     whole, rest = divmod(targets, HEAD_TOKENS)
-    products = [Product(HEAD_TOKENS, shape.width, shape.vocabulary, whole)] if whole else []
-    return products + ([Product(rest, shape.width, shape.vocabulary)] if rest else [])
+    products = [Product(HEAD_TOKENS, sizes.width, sizes.vocabulary, whole)] if whole else []
+    return products + ([Product(rest, sizes.width, sizes.vocabulary)] if rest else [])
 
 
 def backward_products(forward: Sequence[Product]) -> list[Product]:
@@ -84,11 +130,11 @@ def backward_products(forward: Sequence[Product]) -> list[Product]:
     return left + [Product(p.inner, p.rows, p.columns, p.times) for p in forward]
 
 
-def update_products(shape: Shape, lengths: Lengths) -> list[Product]:
+def update_products(sizes: Sizes, lengths: Lengths) -> list[Product]:
     """All products of an update."""
     targets = sum(lengths.responses)
-    student = body_products(shape, lengths.student) + head_products(shape, targets)
-    teacher = body_products(shape, lengths.teacher) + head_products(shape, targets)
+    student = body_products(sizes, lengths.student) + head_products(sizes, targets)
+    teacher = body_products(sizes, lengths.teacher) + head_products(sizes, targets)
     return student + backward_products(student) + teacher
 
 

@@ -11,8 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from floor import Sizes, sizes_of
 from sdzero import tiny
 from sdzero.method.roles import Roles
 from sdzero.questions.question import Question
@@ -66,6 +67,13 @@ def config_of(shape: Shape) -> Qwen3Config:
         head_dim=shape.width // shape.heads,
         max_position_embeddings=16_384,
         tie_word_embeddings=True,
+    )
+
+
+def sizes_at(shape: Shape) -> Sizes:
+    """What the floor is counted from."""
+    return sizes_of(
+        AutoConfig.from_pretrained(tiny.model_folder()) if shape.name == "tiny" else config_of(shape)
     )
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from entries import Entry, Found
 from floor import Floor, lengths_of, update_products
 from peers import Peer, PeerStep
-from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
+from sdzero.method.objectives import ReferenceDivergence
+from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of, sizes_at
 from step import our_step
 from timing import Seconds, alternate, medians
-from transformers import AutoTokenizer
-
-from sdzero.method.objectives import ReferenceDivergence
 
 AT_MOST_FLOOR = 1.3
 AT_LEAST_AS_FAST = 2.0
@@ -34,7 +34,7 @@ def update(name: str, runs: int, peers: Sequence[Peer] = (), batch: int | None =
         roles = roles_of(AutoTokenizer.from_pretrained(folder))
         questions = questions_of(shape, roles)
         recorded = recorded_responses(shape, roles, questions)
-        floor = Floor(update_products(shape, batch_lengths(shape, roles, questions)))
+        floor = Floor(update_products(sizes_at(shape), batch_lengths(shape, roles, questions)))
         ours = stack.enter_context(our_step(shape, folder, workplace, recorded=recorded))
         contestants: dict[str, Callable[[], Seconds]] = {
             "floor": lambda: {"update": floor.seconds()},
@@ -76,7 +76,7 @@ def whole(name: str, runs: int, as_it_comes: bool = False, updates: bool = False
             theirs["sdft-as-it-comes"] = PeerStep("sdft", shape, folder, workplace, as_it_comes=True)
         turns = {"ours": ours.turn} | {peer: step.turn for peer, step in theirs.items()}
         if updates:
-            floor = Floor(update_products(shape, batch_lengths(shape, ours.roles, ours.questions)))
+            floor = Floor(update_products(sizes_at(shape), batch_lengths(shape, ours.roles, ours.questions)))
             turns["floor"] = lambda: {"update": floor.seconds()}
         found = medians(alternate(turns, runs, warm_up=not updates))
     entries = []

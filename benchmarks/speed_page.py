@@ -85,7 +85,7 @@ def growth(found: Mapping[str, Any], processes: Mapping[str, Any]) -> str:
     line = f"Processes of one thread each, one batch: {took}."
     if not processes["same weights"]:
         line += (
-            " The two processes did not end with the same weights, so phase 2 does not train data-parallel, and"
-            " there is no ratio."
+            " The two did not end with the same weights: phase 2 does not train data-parallel yet,"
+            " and there is no ratio."
         )
     return "\n".join([*lines, "", line])

@@ -5,10 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from shapes import Shape, questions_of, roles_of
-from split import Split
-from timing import Seconds, StepClock
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sdzero.engines import transformers_engines
@@ -21,13 +17,16 @@ from sdzero.method.objectives import Objective
 from sdzero.method.step_rollouts import rollout_file
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import DeterministicCheckpoints
-from sdzero.models import load_model
+from sdzero.models import DTYPES, load_model, pick_device
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
 from sdzero.rollout.engine import Request, Response, Sampling
 from sdzero.run_dir import RunDir
 from sdzero.verify.pool import pool_of
 from sdzero.verify.verdict import Verdict
+from shapes import Shape, questions_of, roles_of
+from split import Split
+from timing import Seconds, StepClock
 
 Recorded = Mapping[tuple[int, ...], Sequence[int]]
 """Responses by prompt."""
@@ -62,15 +61,20 @@ def _nothing_to_grade(items: Sequence[tuple[Question, str]]) -> list[Verdict]:
     raise AssertionError(f"{len(items)} responses to grade")
 
 
-def recipe_of(shape: Shape, folder: Path, **distill: Any) -> Recipe:
+def recipe_of(
+    shape: Shape,
+    folder: Path,
+    distill: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> Recipe:
     """The recipe of the step: the defaults, but for sizes and a temperature of 1."""
     optimizer = {"learning_rate": 1e-6, "batch_size": shape.batch, "micro_batch_size": shape.batch}
     sampling = {"max_new_tokens": shape.response_tokens}
-    phase_2 = {"schedule": "constant", "temperature": 1.0} | optimizer | sampling | distill
+    phase_2 = {"schedule": "constant", "temperature": 1.0} | optimizer | sampling | dict(distill or {})
     return Recipe.model_validate(
         {
             "name": "bench",
-            "model": {"path": str(folder), "dtype": "float32", "device": "cpu"},
+            "model": {"path": str(folder), "dtype": "float32", "device": "cpu"} | dict(model or {}),
             "data": {"n1": 1, "n2": shape.batch, "test": 1},
             "collect": sampling,
             "srt": optimizer,
@@ -107,14 +111,19 @@ class OurStep:
         engine = own_engine if recorded is None else RecordedEngine(recorded)
         ledger = Ledger(run.path("ledger.jsonl"))
         sampler = GradedSampler(engine, self.roles, grade or _nothing_to_grade, run, ledger)
+        device = pick_device(recipe.model.device)
         config = distill_config(
-            recipe.distill, run.path("checkpoints"), seed=0, gradient_checkpointing=False, use_cpu=True
+            recipe.distill,
+            run.path("checkpoints"),
+            seed=0,
+            gradient_checkpointing=recipe.model.gradient_checkpointing,
+            use_cpu=device.type == "cpu",
         )
         config.max_steps = 1
         self.logged: list[dict[str, Any]] = []
         self.trainer = SelfDistillationTrainer(
             self.model,
-            Teacher.load(folder, torch.float32, "cpu"),
+            Teacher.load(folder, DTYPES[recipe.model.dtype], device, recipe.model.attention),
             config,
             self.questions,
             sampler,
@@ -146,10 +155,19 @@ class OurStep:
 
 @contextmanager
 def our_step(
-    shape: Shape, folder: Path, workplace: Path, *, settings: Mapping[str, Any] | None = None, **more: Any
+    shape: Shape,
+    folder: Path,
+    workplace: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Iterator[OurStep]:
-    """An `OurStep` in a run folder of its own below `workplace`; `settings` are those of phase 2."""
-    recipe = recipe_of(shape, folder, **(settings or {}))
+    """An `OurStep` in a run folder of its own below `workplace`.
+
+    `settings` are those of phase 2, `model` those of the model, both beside the benchmark's own.
+    """
+    recipe = recipe_of(shape, folder, settings, model)
     with ExitStack() as stack:
         if more.get("recorded") is None:
             more["grade"] = stack.enter_context(pool_of(recipe.verifier)).grade
