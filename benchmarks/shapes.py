@@ -49,7 +49,7 @@ SHAPES = {
         Shape("tiny", 4, 128, 4, 352, 64),
         Shape("24m", 6, 384, 6, 32_768, 128),
         Shape("70m", 6, 384, 6, 151_936, 256),
-        Shape("100m", 12, 768, 12, 32_768, 128),
+        Shape("100m", 12, 704, 11, 32_768, 128),
     )
 }
 """24m and 70m differ in the vocabulary; 100m has the small one, and more layers."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entries import Entry, Found
-from split import PARTS
 
+WHOLES = ("step", "rollout", "update")
+"""What a step's seconds also have beside its parts."""
 UNITS = {"T": "tokens of a response", "V": "vocabulary", "B": "questions"}
 
 
@@ -55,7 +56,7 @@ def splits(details: Mapping[str, Any]) -> str:
     """Seconds, and shares, of each part of our steps."""
     steps = {name: part["seconds"]["ours"] for name, part in details.items() if name.startswith("step-")}
     lines = ["| | " + " | ".join(f"`{name}`" for name in steps) + " |", "|---" * (len(steps) + 1) + "|"]
-    for part in PARTS:
+    for part in (name for name in next(iter(steps.values())) if name not in WHOLES):
         cells = [f"{own[part]:.3f} s ({100 * own[part] / own['step']:.0f}%)" for own in steps.values()]
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
