@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from documents import README, ROOT, fill
+
 from sdzero.cli import Lines, report
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
 from sdzero.pipeline import open_run

@@ -25,13 +25,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from entries import this_machine
 from floor import lengths_of, operations, sizes_of, update_products
 from memory import forget_peak, resident
 from shapes import Shape, questions_of, recorded_responses, roles_of
 from step import our_step
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 MODELS = ("qwen3-4b", "olmo3-7b")
 

@@ -24,12 +24,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
-from transformers import AutoTokenizer
-
 from entries import Entry, Found
 from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
 from step import our_step
 from timing import Seconds, alternate, medians
+from transformers import AutoTokenizer
 
 BASE = replace(SHAPES["24m"], response_tokens=128, batch=2)
 AXES: Mapping[str, tuple[Shape, ...]] = {

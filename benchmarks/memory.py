@@ -27,17 +27,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
+from entries import Entry, Found
+from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
+from step import Recorded, our_step
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from entries import Entry, Found
 from sdzero.method.divergence import divergence_from_hidden
 from sdzero.method.hidden import output_head
 from sdzero.method.objectives import ReviserDivergence, TokenLosses
 from sdzero.method.teacher import Teacher
 from sdzero.recipe_distill import DistillSettings
-from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
-from step import Recorded, our_step
 
 What = Literal["loss", "step"]
 Who = Literal["ours", "dense", "trl"]

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from shapes import NEVER_RIGHT, Shape, questions_of, roles_of
+from timing import Seconds, StepClock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from sdzero.method.roles import Roles
-from shapes import NEVER_RIGHT, Shape, questions_of, roles_of
-from timing import Seconds, StepClock
 
 Peer = Literal["sdft", "sdpo", "distillation"]
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from documents import RESULTS, ROOT, fill
 from entries import Entry
+
 from sdzero.questions.programs import ProgramTask, StdioCase, StdioTests, metadata_of
 from sdzero.questions.question import Question
 from sdzero.recipe import VerifierSettings

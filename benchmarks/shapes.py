@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from floor import Sizes, sizes_of
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from floor import Sizes, sizes_of
 from sdzero import tiny
 from sdzero.method.roles import Roles
 from sdzero.questions.question import Question

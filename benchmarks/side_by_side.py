@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from entries import Entry, Found
 from floor import Floor, lengths_of, update_products
 from peers import Peer, PeerStep
-from sdzero.method.objectives import ReferenceDivergence
 from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of, sizes_at
 from step import our_step
 from timing import Seconds, alternate, medians
+from transformers import AutoTokenizer
+
+from sdzero.method.objectives import ReferenceDivergence
 
 AT_MOST_FLOOR = 1.3
 AT_LEAST_AS_FAST = 2.0

@@ -5,6 +5,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from shapes import Shape, questions_of, roles_of
+from split import Split
+from timing import Seconds, StepClock
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sdzero.engines import transformers_engines
@@ -24,9 +27,6 @@ from sdzero.rollout.engine import Request, Response, Sampling
 from sdzero.run_dir import RunDir
 from sdzero.verify.pool import pool_of
 from sdzero.verify.verdict import Verdict
-from shapes import Shape, questions_of, roles_of
-from split import Split
-from timing import Seconds, StepClock
 
 Recorded = Mapping[tuple[int, ...], Sequence[int]]
 """Responses by prompt."""
