@@ -14,8 +14,9 @@ from transformers import (
 )
 
 from sdzero.errors import UserError
+from sdzero.rollout.drawing import draw_tokens
 from sdzero.rollout.engine import Request, Sampling
-from sdzero.rollout.transformers_engine import TransformersEngine, draw_tokens
+from sdzero.rollout.transformers_engine import TransformersEngine
 
 VOCABULARY, CONTEXT, WINDOW = 37, 64, 6
 PAD, END = 0, 1

@@ -1,9 +1,10 @@
 """Sampling with any transformers causal language model, in this process.
 
-Three things make it faster than `model.generate` for many short responses: a finished row leaves the
-batch at once (its place is taken by the last live row, so only what moves is copied), keys and values
-are written into room set aside ahead instead of being concatenated at every step, and requests of like
-prompt length share a batch.
+What makes it faster than `model.generate` for many short responses: equal prompts are prefilled once, a
+finished row leaves the batch at once, and where there are more requests than fit, waiting ones can take
+the places of ended rows (`decode_loop.py`); keys and values are written into room set aside ahead
+(`row_cache.py`); the step itself is ours for the architectures that it knows (`decode_step.py`); requests
+of like prompt length share a batch.
 
 Every request has random numbers of its own, drawn from its seed before the first step, and a token is
 read off the cumulative distribution with the number of that step. A response therefore does not depend
@@ -11,28 +12,21 @@ on its neighbours, except where rounding (the model's own arithmetic differs in 
 shape of the batch) falls between two tokens. On a CPU with a fixed number of threads the same requests
 and weights give the same responses bit for bit.
 
-Left out: rows that finish do not make room for waiting requests (no continuous batching), and sliding
-layers keep the keys of the whole sequence with `cache="growing"`. For long responses of
+Left out: with `cache="growing"` sliding layers keep the keys of the whole sequence. For long responses of
 sliding models use `cache="dynamic"`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from sdzero.errors import UserError
+from sdzero.rollout.decode_loop import DecodeLoop
+from sdzero.rollout.decode_step import ModelStep, Step, can_pack, make_step
 from sdzero.rollout.engine import Request, Response, Sampling, check_requests
-
-ROOM_AHEAD = 32
-"""Columns (tokens) that are set aside beyond the current length, at least, when a cache grows."""
-
-NUMBERS_AT_A_TIME = 1 << 24
-"""Float64 probabilities that are held at once while tokens are drawn; larger batches go in slices."""
+from sdzero.rollout.row_cache import RowCache
 
 
 class TransformersEngine:
@@ -41,6 +35,11 @@ class TransformersEngine:
     `end_token_ids` stop a response (the one sampled is kept), `pad_token_id` fills the left of shorter
     prompts and is never attended to, `batch_size` is in sequences. `cache` is `growing` (the default,
     faster) or `dynamic` (transformers' own, where sliding layers hold their window only).
+
+    `packed` copies the weights, for the length of a call, into a layout that few rows read two to three
+    times as fast; it rounds differently. None does so for models of `decode_step.PACK_FROM` parameters
+    where it can be done. `refill` lets waiting requests take the places of ended rows; batches then mix
+    other requests, which also rounds differently. None does so wherever the weights are packed.
     """
 
     def __init__(
@@ -50,17 +49,33 @@ class TransformersEngine:
         pad_token_id: int,
         batch_size: int = 256,
         cache: Literal["growing", "dynamic"] = "growing",
+        packed: bool | None = None,
+        refill: bool | None = None,
     ) -> None:
         if not end_token_ids:
             raise UserError(
                 "no end token is known, so no response would ever end",
                 todo="give the tokenizer an end-of-turn token",
             )
+        if packed and not (cache == "growing" and can_pack(model)):
+            raise UserError(
+                "the weights cannot be packed",
+                where=type(model).__name__,
+                todo="leave `packed` out: it needs an unwrapped float32 Llama, Qwen3 or Olmo3 model on a CPU,"
+                " with sdpa attention and the growing cache",
+            )
+        if refill and cache != "growing":
+            raise UserError(
+                f"rows cannot be refilled with cache={cache!r}",
+                todo="use the growing cache, or leave refill out",
+            )
         self._model = model
         self._end_token_ids = torch.tensor(sorted(set(end_token_ids)))
         self._pad_token_id = pad_token_id
         self._batch_size = batch_size
         self._cache = cache
+        self._packed = packed
+        self._refill = refill
         self._weight_version = 0
 
     @property
@@ -108,215 +123,43 @@ class TransformersEngine:
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
         """What `generate` returns, as responses end: groups of (index of the request, response)."""
         check_requests(requests, sampling, self.max_context)
-        by_length = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
         was_training = self._model.training
         self._model.train(False)
         try:
-            for start in range(0, len(by_length), self._batch_size):
-                chosen = by_length[start : start + self._batch_size]
-                for group in self._generate_batch([requests[index] for index in chosen], sampling):
-                    yield [(chosen[row], response) for row, response in group]
+            yield from self._stream(requests, sampling)
         finally:
             self._model.train(was_training)
 
-    @torch.inference_mode()
-    def _generate_batch(
+    def _stream(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[list[tuple[int, Response]]]:
-        """Sample for one batch: prompts on the left padded to one length, then a token a step.
+        slots = min(self._batch_size, len(requests))
+        step = self._make_step(slots)
+        refill = step.packed if self._refill is None else self._refill
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
+        if refill and len(requests) > slots:
+            chunks = [order[::-1]]  # longest first, as the loop needs it
+        else:
+            chunks = [order[start : start + slots] for start in range(0, len(order), max(1, slots))]
+        for chunk in chunks:
+            chosen = [requests[index] for index in chunk]
+            ends = self._end_token_ids.to(self._model.device)
+            loop = DecodeLoop(step, self._new_cache, ends, self._pad_token_id, slots, chosen, sampling)
+            for ended in loop.run():
+                yield [
+                    (chunk[number], Response(ids, reason, self._weight_version))
+                    for number, ids, reason in ended
+                ]
 
-        Yields (row, response) for the rows that ended in a step, and at the end for those that did not.
-        """
-        device = self._model.device
-        rows, steps = len(requests), sampling.max_new_tokens
-        lengths_B = torch.tensor([len(request.prompt_ids) for request in requests])
-        width = int(lengths_B.max())
-        prompts_BT = torch.full((rows, width), self._pad_token_id)
-        for row, request in enumerate(requests):
-            prompts_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-        padding_B = (width - lengths_B).to(device)
-        columns_T = torch.arange(width + steps, device=device)
-        # Without padding no mask is needed, and attention takes its faster path.
-        mask_BT = columns_T >= padding_B[:, None] if bool(padding_B.any()) else None
-        numbers_BS = _random_numbers(requests, steps).to(device) if sampling.temperature > 0 else None
-        ends = self._end_token_ids.to(device)
+    @torch.inference_mode()
+    def _make_step(self, rows: int) -> Step:
+        """The step for one call: it may hold copies of the weights, so it is made anew for each."""
+        if self._cache == "dynamic":
+            return ModelStep(self._model)
+        return make_step(self._model, rows, self._packed)
 
-        sampled_BS = torch.zeros((rows, steps), dtype=torch.long, device=device)
-        cache = self._new_cache()
-        live_L = torch.arange(rows, device=device)  # which row of the batch each live row is
-        inputs_LT = prompts_BT.to(device)
-        positions_LT = (columns_T[:width] - padding_B[:, None]).clamp(min=0)
-        for step in range(steps):
-            output = self._model(
-                input_ids=inputs_LT,
-                attention_mask=None if mask_BT is None else mask_BT[:, : width + step],
-                position_ids=positions_LT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            numbers_L = None if numbers_BS is None else numbers_BS[live_L, step]
-            tokens_L = draw_tokens(output.logits[:, -1], numbers_L, sampling)
-            sampled_BS[live_L, step] = tokens_L
-            positions_L = positions_LT[:, -1] + 1
-            is_end_L = torch.isin(tokens_L, ends)
-            if is_end_L.any():
-                yield self._responses(live_L[is_end_L], sampled_BS[:, : step + 1], "end")
-                order_L = _close_ranks(is_end_L)
-                if len(order_L) == 0:
-                    return
-                live_L, tokens_L, positions_L = live_L[order_L], tokens_L[order_L], positions_L[order_L]
-                mask_BT = None if mask_BT is None else mask_BT[order_L]
-                cache.batch_select_indices(order_L)
-            inputs_LT, positions_LT = tokens_L[:, None], positions_L[:, None]
-
-        yield self._responses(live_L, sampled_BS, "length")
-
-    def _responses(
-        self, rows_L: Tensor, sampled_BS: Tensor, stop_reason: Literal["end", "length"]
-    ) -> list[tuple[int, Response]]:
-        """The responses of some rows, all of the length of `sampled_BS`."""
-        sampled = zip(rows_L.tolist(), sampled_BS[rows_L].tolist(), strict=True)
-        return [(row, Response(tuple(ids), stop_reason, self._weight_version)) for row, ids in sampled]
-
-    def _new_cache(self) -> "_RowCache":
+    def _new_cache(self, rows: int) -> Cache:
         config: Any = self._model.config.get_text_config()
         if self._cache == "dynamic":
             return DynamicCache(config=config)
-        return Cache(layers=[GrowingLayer() for _ in range(config.num_hidden_layers)])
-
-
-class _RowCache(Protocol):
-    """What the decode loop needs of a cache; the model itself sees transformers' `Cache`."""
-
-    def batch_select_indices(self, indices: Tensor) -> None: ...
-
-
-class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, `[rows, heads, tokens, head size]`, in buffers with room to spare.
-
-    What `update` returns is a view of the live rows and of the tokens so far, so attention reads nothing
-    that is not used. The buffers grow by half at a time, live rows only.
-    """
-
-    is_compileable = False
-    is_sliding = False
-    is_croppable = False
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.length = 0
-        self.rows = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make room for the first tokens; the shapes are known only now."""
-        self.rows = key_states.shape[0]
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = self._with_room(key_states[:, :, :0], key_states.shape[2])
-        self.values = self._with_room(value_states[:, :, :0], value_states.shape[2])
-        self.is_initialized = True
-
-    @staticmethod
-    def _with_room(states: Tensor, needed: int) -> Tensor:
-        """Copy `states` into a buffer for `needed` tokens and some more."""
-        rows, heads, length, size = states.shape
-        grown = states.new_empty((rows, heads, needed + max(ROOM_AHEAD, needed // 2), size))
-        grown[:, :, :length] = states
-        return grown
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append the states of new tokens and return all states so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        new_length = self.length + key_states.shape[2]
-        if new_length > self.keys.shape[2]:
-            self.keys = self._with_room(self.keys[: self.rows, :, : self.length], new_length)
-            self.values = self._with_room(self.values[: self.rows, :, : self.length], new_length)
-        self.keys[: self.rows, :, self.length : new_length] = key_states
-        self.values[: self.rows, :, self.length : new_length] = value_states
-        self.length = new_length
-        return self.keys[: self.rows, :, :new_length], self.values[: self.rows, :, :new_length]
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`, in that order; a row that stays where it is is not copied."""
-        assert self.keys is not None
-        assert self.values is not None
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-        for states in (self.keys, self.values):
-            states[moved, :, : self.length] = states[indices[moved], :, : self.length]
-        self.rows = len(indices)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that the mask must cover."""
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Tokens held, padding included."""
-        return self.length
-
-    def get_max_length(self) -> int:
-        """-1: there is no limit."""
-        return -1
-
-
-def _close_ranks(is_end_L: Tensor) -> Tensor:
-    """Indices of the rows that go on, the last of them moved into the places of the ended ones.
-
-    Rows that need not move keep their place: if rows 1 and 2 of six have ended, it is `[0, 4, 5, 3]`.
-    """
-    going_on = (~is_end_L).nonzero()[:, 0]
-    order_L = torch.arange(len(going_on), device=is_end_L.device)
-    order_L[is_end_L[: len(going_on)]] = going_on[going_on >= len(going_on)]
-    return order_L
-
-
-def _random_numbers(requests: Sequence[Request], steps: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 `[requests, steps]`; a row depends on its seed alone.
-
-    Philox is counter-based: the first numbers of a row are the same whatever `steps` is.
-    """
-    rows = [np.random.Generator(np.random.Philox(key=request.seed)).random(steps) for request in requests]
-    return torch.from_numpy(np.stack(rows))
-
-
-def draw_tokens(logits_BV: Tensor, numbers_B: Tensor | None, sampling: Sampling) -> Tensor:
-    """One token per row of logits: the argmax at temperature 0, else by inverse cumulative distribution.
-
-    `numbers_B` are uniform in [0, 1), float64. The distribution is the softmax of the logits over the
-    temperature, cut to the `top_k` likeliest tokens, then to the smallest set of likeliest tokens whose
-    share reaches `top_p` (the order in which transformers applies them).
-    """
-    if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    assert numbers_B is not None
-    rows, size = len(logits_BV), max(1, NUMBERS_AT_A_TIME // logits_BV.shape[-1])
-    slices = [slice(start, start + size) for start in range(0, rows, size)]
-    return torch.cat([_draw_slice(logits_BV[part], numbers_B[part], sampling) for part in slices])
-
-
-def _draw_slice(logits_SV: Tensor, numbers_S: Tensor, sampling: Sampling) -> Tensor:
-    probabilities_SV = (logits_SV.double() / sampling.temperature).softmax(dim=-1)
-    if sampling.top_k or sampling.top_p < 1:
-        probabilities_SV = _cut_tail(probabilities_SV, sampling)
-    cumulative_SV = probabilities_SV.cumsum(dim=-1)
-    total_S1 = cumulative_SV[:, -1:]
-    # Strictly below the total, so that the first token whose cumulative share exceeds the number exists;
-    # its own probability is then above 0.
-    targets_S1 = torch.minimum(numbers_S[:, None] * total_S1, total_S1.nextafter(torch.zeros_like(total_S1)))
-    return torch.searchsorted(cumulative_SV, targets_S1, right=True)[:, 0]
-
-
-def _cut_tail(probabilities_SV: Tensor, sampling: Sampling) -> Tensor:
-    """Set the probabilities outside top_k and top_p to 0; what is left keeps the vocabulary's order."""
-    sorted_SV, order_SV = probabilities_SV.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k:
-        sorted_SV[:, sampling.top_k :] = 0
-    before_SV = sorted_SV.cumsum(dim=-1) - sorted_SV
-    share_S1 = sorted_SV.sum(dim=-1, keepdim=True) * sampling.top_p
-    if sampling.top_p < 1:
-        sorted_SV = sorted_SV.masked_fill(before_SV >= share_S1, 0)
-    return torch.zeros_like(probabilities_SV).scatter(-1, order_SV, sorted_SV)
+        return RowCache(config.num_hidden_layers, rows)
