@@ -26,6 +26,7 @@ from transformers import (
     Qwen3Model,
 )
 
+from sdzero.packed_attention import PACKED_SDPA
 from sdzero.rollout.row_cache import RowCache
 
 KNOWN = {LlamaForCausalLM: LlamaModel, Qwen3ForCausalLM: Qwen3Model, Olmo3ForCausalLM: Olmo3Model}
@@ -103,7 +104,7 @@ def fits(model: PreTrainedModel) -> bool:
     return (
         model.device.type == "cpu"
         and {parameter.dtype for parameter in model.parameters()} in ({torch.float32}, {torch.float64})
-        and config._attn_implementation == "sdpa"
+        and config._attn_implementation in ("sdpa", PACKED_SDPA)
         and config.hidden_act == "silu"
         and set(rope.values() if isinstance(rope, dict) else [rope]) <= STATIC_ROPE
         and not any(_is_changed(module) for module in model.modules())
