@@ -14,7 +14,7 @@ from ahead_bench import (
     rows_of,
 )
 from distill_bench import QUESTIONS, Bench
-from sdzero.errors import UserError
+from sdzero.errors import CollapseError, UserError
 from sdzero.method.training import StopWithoutProgress
 
 
@@ -143,6 +143,23 @@ def test_without_the_responses_of_the_old_weights_it_does_not_go_on(tmp_path: Pa
     with pytest.raises(UserError, match="the weights that sample them are gone"):
         again.train()
     again.run.close()
+
+
+def test_after_a_collapse_the_step_that_was_begun_is_counted_too(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", QUESTIONS, rollouts_ahead=1)
+    compute = bench.trainer.compute_loss
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        return compute(*args, **kwargs) * (float("nan") if bench.trainer.state.global_step == 1 else 1.0)
+
+    bench.trainer.compute_loss = broken
+    with pytest.raises(CollapseError):
+        bench.train()
+    bench.run.close()
+    assert rows_exist(tmp_path / "run", 2)
+    assert not rows_exist(tmp_path / "run", 3)
+    assert bench.ledger.by_stage()["distill"]["responses"] == 24
+    assert_nothing_goes_on()
 
 
 def test_after_an_early_stop_the_step_that_was_begun_is_counted_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from sdzero.errors import UserError
+from sdzero.errors import CollapseError, UserError
 from sdzero.method.ahead import BatchAhead, QuestionOrder, check_ahead
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Draw, Graded, GradedSampler
@@ -107,9 +107,10 @@ class StepRollouts:
         fault: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """After an early end, keep and count what was sampled for a further step; after a fault, drop it."""
+        """After an early end or a collapse, keep and count what was sampled for a further step; after another
+        fault, drop it."""
         under_way, self._next = self._next, None
-        if under_way is not None and fault is None:
+        if under_way is not None and (fault is None or isinstance(fault, CollapseError)):
             under_way.finish()
         elif under_way is not None:
             under_way.abandon()
