@@ -110,6 +110,8 @@ class DecodeLoop:
         """The ended rows of each step, as they end; the index counts within the requests."""
         rows: Rows | None = None
         while True:
+            if rows is not None and not len(rows):
+                rows = None
             if self._should_admit(rows):
                 new, logits_LV = self._prefill()
                 yield from self._settle(new, logits_LV)
@@ -117,11 +119,9 @@ class DecodeLoop:
                     rows = new
                 elif len(new):
                     rows.take_in(new)
+                continue
             if rows is None:
                 return
-            if not len(rows):
-                rows = None
-                continue
             starts_L = rows.starts if rows.is_padded else None
             logits_LV = self._step(rows.tokens, rows.positions, starts_L, rows.cache)
             yield from self._settle(rows, logits_LV)
