@@ -115,8 +115,8 @@ def test_a_rollout_that_is_staler_than_allowed_is_an_error(tmp_path: Path, ahead
 def test_one_update_more_between_two_steps_is_found_out(tmp_path: Path) -> None:
     """With the stamps that the engine itself gives."""
     bench = Bench(tmp_path / "run", QUESTIONS[:24], rollouts_ahead=1)
-    note = bench.sampler.note_weights_changed
-    bench.sampler.note_weights_changed = lambda times=1: note(2 * times)  # type: ignore[method-assign]
+    take = bench.sampler.take_weights
+    bench.sampler.take_weights = lambda model, steps=1: take(model, 2 * steps)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="2 to 2 updates old"):
         bench.train()
     bench.run.close()

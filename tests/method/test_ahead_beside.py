@@ -142,9 +142,10 @@ class ElsewhereEngine(TransformersEngine):
                 self.events.note("sampled", step)
             yield from super().stream(requests, sampling)
 
-    def note_weights_changed(self, times: int = 1) -> None:
+    def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
         assert not self.samples.locked(), "other weights are announced while the old ones sample"
-        super().note_weights_changed(times)
+        assert model is self.student
+        self._weight_version += steps
 
     def read_weights(self) -> None:
         if self.held != self.weight_version:
