@@ -114,7 +114,7 @@ def test_a_push_that_did_not_arrive_is_caught_and_named():
     setting.backends[0].drops_pushes = True
     step(model)
     engine.take_weights(model)
-    with pytest.raises(UserError, match="push of version 1 .* differ"):
+    with pytest.raises(UserError, match=r"push of version 1 .* differ"):
         engine.generate(REQUESTS, SAMPLING)
     setting.backends[0].drops_pushes = False
     engine.generate(REQUESTS, SAMPLING)
@@ -306,7 +306,7 @@ def test_a_server_is_asked_for_log_probs(server, tmp_path):
 def test_a_server_that_fails_stops_the_run_with_its_words(tmp_path):
     fake = FakeServer(END, fails_at=1)
     served = serve(fake, tmp_path)
-    with pytest.raises(UserError, match="status 500.*out of memory"):
+    with pytest.raises(UserError, match=r"status 500.*out of memory"):
         list(served.stream(REQUESTS, SAMPLING, [END]))
     fake.close()
 
@@ -360,7 +360,8 @@ def lives(pid: int) -> bool:
 
 
 PARENT_AND_CHILD = (
-    "import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+    "import subprocess, sys, time;"
+    " c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
     " print(c.pid, flush=True); time.sleep(60)"
 )
 
@@ -378,7 +379,8 @@ def test_a_server_is_ended_with_its_children(tmp_path):
 def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from sdzero.rollout.vllm_server import ServerProcess;"
-        f"p = ServerProcess([sys.executable, '-c', {PARENT_AND_CHILD!r}], 1, Path({str(tmp_path / 'log')!r}));"
+        f" p = ServerProcess([sys.executable, '-c', {PARENT_AND_CHILD!r}], 1,"
+        f" Path({str(tmp_path / 'log')!r}));"
         "print('up', flush=True); time.sleep(60)"
     )
     from support import environment
@@ -404,6 +406,6 @@ def test_the_last_lines_of_a_server_that_dies_are_shown(tmp_path):
 
 def test_a_server_that_does_not_answer_in_time_is_named(tmp_path):
     process = ServerProcess([sys.executable, "-c", PARENT_AND_CHILD], 1, tmp_path / "log")
-    with pytest.raises(UserError, match="does not answer after 0.2 s"):
+    with pytest.raises(UserError, match=r"does not answer after 0\.2 s"):
         process.wait_until(lambda: False, 0.2)
     process.end()

@@ -1,5 +1,6 @@
 """A model's weights under the names of a checkpoint, one by one or as a folder, for an engine to load."""
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ def architecture(model: PreTrainedModel) -> str:
 def write_config(model: PreTrainedModel, folder: Path) -> None:
     """Write the configuration alone: enough to build the model with other weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
 
 
 def write_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ With a tensor parallel size above 1 vLLM's workers are processes of their own, a
 folder. The probe and the stamps are the same.
 """
 
+import gc
 import os
 import random
 import shutil
@@ -158,9 +159,13 @@ class ColocatedVllm:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """End the engine, and give back what it holds."""
+        """End the engine, and give back what it holds: another one can be started after it."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+        gc.collect()  # what is left of it would tear down the process groups of the next one
+        cleanup_dist_env_and_memory()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
