@@ -132,6 +132,16 @@ def test_stale_weights_are_caught_where_the_step_is_smaller_than_the_tolerance()
         engine.generate(REQUESTS, SAMPLING)
 
 
+def test_weights_that_come_back_after_a_failed_push_are_no_stale_ones():
+    setting, model, other = Setting(), make_model(), make_model(3)
+    first, second = setting.engine(model), setting.engine(other)
+    first.generate(REQUESTS, SAMPLING)
+    setting.backends[0].drops_pushes = True
+    with pytest.raises(UserError, match="differ"):
+        second.generate(REQUESTS, SAMPLING)
+    assert first.generate(REQUESTS, SAMPLING), "vLLM holds these weights still"
+
+
 def test_weights_that_stay_the_same_are_no_stale_ones():
     setting, model = Setting(), make_model()
     engine = setting.engine(model)

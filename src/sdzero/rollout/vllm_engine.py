@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from sdzero.errors import UserError
 from sdzero.rollout.engine import Request, Response, Sampling, check_requests
 from sdzero.rollout.named_weights import architecture
-from sdzero.rollout.probe import Probe, Score
+from sdzero.rollout.probe import Probe, Score, largest_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ class SharedVllm:
             self.largest_difference = self._probe.check(model, backend, version)
             self._held = (weakref.ref(engine), version)
         return backend
+
+    def difference_now(self, model: PreTrainedModel) -> float:
+        """The largest difference between `model`'s log-probs and those of the weights that vLLM holds, in
+        nats; for measurements. vLLM must have sampled before."""
+        assert self._backend is not None
+        assert self._probe is not None
+        pairs = zip(*self._probe.compare(model, self._backend), strict=True)
+        return largest_of([abs(own - other) for own, other in pairs])
 
     def _started(self, model: PreTrainedModel) -> Backend:
         own = architecture(model)
