@@ -6,10 +6,13 @@ Public names: `Recipe`, `collect`, `SRTTrainer`, `SRTConfig`, `SelfDistillationT
 
 import importlib
 import os
+import warnings
 from typing import Any
 
 # Before any library that would phone home is imported: nothing goes out.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# TRL warns of newer versions of vLLM than its own use of it knows; its use of it is not ours.
+warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
 
 __version__ = "0.1.0"
 

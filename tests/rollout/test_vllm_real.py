@@ -270,6 +270,30 @@ def test_other_architectures_with_heads_of_their_own(colocated, kind):
     side.assert_greedy_agrees()
 
 
+def test_a_missed_push_is_caught_in_bfloat16_where_a_step_is_no_larger_than_rounding(
+    colocated, tmp_path, monkeypatch
+):
+    colocated.close()  # one vLLM at a time; it starts again when it is needed
+    recipe = vllm_recipe()
+    model = recipe.model.model_copy(update={"dtype": "bfloat16"})
+    recipe = recipe.model_copy(update={"model": model})
+    shared = shared_vllm(recipe, load_tokenizer("tiny"), tmp_path, lambda line: None)
+    try:
+        side = Side(shared, recipe, load_model("tiny", recipe.model))
+        for _ in range(3):
+            side.train(1e-4)
+            side.engine.generate(side.requests[:8], GREEDY)
+        monkeypatch.setattr(
+            side.backend, "push", lambda model, stamp: side.backend._llm.llm_engine.set_weight_version(stamp)
+        )
+        side.train(1e-4)
+        assert shared.difference_now(side.model) < 0.5
+        with pytest.raises(UserError, match="stale weights"):
+            side.engine.generate(side.requests[:8], GREEDY)
+    finally:
+        shared.close()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_sleep_gives_a_gpus_memory_back_and_the_weights_come_again(tmp_path):
