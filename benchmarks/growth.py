@@ -107,7 +107,8 @@ def together(count: int, shape: Shape, workplace: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command += [__file__, "--worker", str(workplace), "--model", shape.name]
     command += ["--batch", str(shape.batch), "--tokens", str(shape.response_tokens)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=one_thread, stdout=subprocess.DEVNULL)
     return [json.loads(file.read_text()) for file in sorted(workplace.glob("rank-*.json"))]
 
 

@@ -174,7 +174,9 @@ def _settings(peer: Peer, shape: Shape, workplace: Path) -> dict[str, Any]:
         "distillation_topk": None,
         "teacher_model_kind": "base",
     }
-    return common | own | ({"distillation_weight": 1.0} if peer == "sdpo" else {})
+    # Its diagnostics are about its own teacher context, which is replaced.
+    sdpo = {"distillation_weight": 1.0, "diagnostics_warning_interval": 0}
+    return common | own | (sdpo if peer == "sdpo" else {})
 
 
 def _make(
