@@ -78,12 +78,12 @@ class DenseReviser(ReviserDivergence):
         weights_T: Tensor | None,
     ) -> TokenLosses:
         """The divergence from whole logits."""
-        assert weights_T is None, "every token weighs 1 here"
         with torch.no_grad():
             teacher_hidden_TD = self.teacher_hidden(teacher, inputs)
         heads = output_head(student).weight, output_head(teacher.model).weight
         per_token_T, entropy_T = dense_divergence(student_hidden_TD, teacher_hidden_TD, *heads)
-        return TokenLosses(per_token_T.sum(), per_token_T.detach(), entropy_T)
+        total = per_token_T.sum() if weights_T is None else (per_token_T * weights_T).sum()
+        return TokenLosses(total, per_token_T.detach(), entropy_T)
 
 
 def resident(which: Literal["VmRSS", "VmHWM"]) -> int:
