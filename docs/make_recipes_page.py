@@ -218,6 +218,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     "rollout": {
         "engine": "`transformers` samples with the model that is trained; `vllm` is sent its weights.",
         "batch_size": "Responses sampled at one time, in every stage: it decides the memory of sampling.",
+        "cuda_graphs": "On a GPU, compile the decoding step and capture it in CUDA graphs. For models with"
+        " full attention in every layer. Its speed has not been measured yet.",
     },
     "rollout.vllm": {
         "mode": "In this process, or a server: the run's own, or with `url` yours.",

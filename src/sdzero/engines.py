@@ -52,6 +52,7 @@ def transformers_engines(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
             end_token_ids=[roles.end_token_id],
             pad_token_id=int(pad),
             batch_size=recipe.rollout.batch_size,
+            cache="static" if recipe.rollout.cuda_graphs else "growing",
         )
 
     return make

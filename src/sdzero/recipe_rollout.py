@@ -97,14 +97,19 @@ class RolloutSettings(Settings):
     """The engine that samples. `batch_size` is how many responses it samples at one time.
 
     `transformers` samples with the model that is trained, in this process; `vllm` is sent its weights.
+    `cuda_graphs` compiles the decoding step of `transformers` for a GPU (not measured yet; models with full
+    attention).
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: int = Field(default=512, ge=1)
+    cuda_graphs: bool = False
     vllm: VllmSettings = VllmSettings()
 
     @model_validator(mode="after")
     def _vllm_goes_with_engine(self) -> Self:
         if self.engine != "vllm" and self.vllm != VllmSettings():
             raise ValueError("`vllm` goes with engine: vllm")
+        if self.engine == "vllm" and self.cuda_graphs:
+            raise ValueError("`cuda_graphs` goes with engine: transformers; vLLM has its own")
         return self

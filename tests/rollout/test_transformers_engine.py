@@ -87,6 +87,35 @@ def test_greedy_is_that_of_generate(architecture, cache, attention):
     assert len({len(ids) for ids in expected}) > 1, "rows should end at different steps"
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_the_static_cache_gives_the_same_responses(architecture):
+    model = make_model(architecture).double()
+    requests = make_requests(9) + make_requests(9)  # every prompt twice
+    sampling = Sampling(temperature=2.0, max_new_tokens=40)
+    ends = [END, 3, 4, 5, 6]
+    growing = TransformersEngine(model, ends, PAD, batch_size=11).generate(requests, sampling)
+    static = TransformersEngine(model, ends, PAD, batch_size=11, cache="static").generate(requests, sampling)
+    assert static == growing
+    assert len({len(response.token_ids) for response in growing}) > 5, "the batch should be halved"
+
+
+def test_the_static_cache_refuses_sliding_layers():
+    engine = TransformersEngine(make_model("olmo3"), [END], PAD, cache="static")
+    with pytest.raises(UserError, match="full attention"):
+        engine.generate(make_requests(2), Sampling(temperature=0, max_new_tokens=4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_captured_graphs_give_the_same_responses():
+    model = make_model("llama").cuda()
+    requests = make_requests(20)
+    sampling = Sampling(temperature=0, max_new_tokens=30)
+    growing = TransformersEngine(model, [END], PAD, batch_size=16).generate(requests, sampling)
+    static = TransformersEngine(model, [END], PAD, batch_size=16, cache="static").generate(requests, sampling)
+    assert static == growing
+
+
 def test_sampled_tokens_follow_the_distribution():
     torch.manual_seed(0)
     logits_V = torch.randn(12) * 2

@@ -294,6 +294,10 @@ class FastLayer:
         self._qk_norms = (
             (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
         )
+        self._head_norm: tuple[Tensor, float] | None = None
+        if self._qk_norms and not norms_after and attention.q_norm.weight.dtype == torch.float32:
+            weights = [attention.q_norm.weight] * self._heads + [attention.k_norm.weight] * self._key_heads
+            self._head_norm = torch.stack(weights), attention.q_norm.variance_epsilon
 
     def __call__(
         self,
@@ -337,6 +341,9 @@ class FastLayer:
         return self._out(out.reshape(rows, 1, heads * size))
 
     def _norm_queries_and_keys(self, turned: Tensor) -> Tensor:
+        if self._head_norm is not None:  # Qwen3: each head by itself, so queries and keys together
+            weight, eps = self._head_norm
+            return functional.rms_norm(turned, turned.shape[-1:], None, eps) * weight
         assert self._qk_norms is not None
         norm_queries, norm_keys = self._qk_norms
         queries, keys = turned[:, : self._heads], turned[:, self._heads :]

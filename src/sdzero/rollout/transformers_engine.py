@@ -17,6 +17,7 @@ sliding models use `cache="dynamic"`.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from sdzero.rollout.decode_loop import DecodeLoop
 from sdzero.rollout.decode_step import ModelStep, Step, can_pack, make_step
 from sdzero.rollout.engine import Request, Response, Sampling, check_requests
 from sdzero.rollout.row_cache import RowCache
+from sdzero.rollout.static_step import StaticRows, StaticStep
 
 
 class TransformersEngine:
@@ -34,7 +36,8 @@ class TransformersEngine:
 
     `end_token_ids` stop a response (the one sampled is kept), `pad_token_id` fills the left of shorter
     prompts and is never attended to, `batch_size` is in sequences. `cache` is `growing` (the default,
-    faster) or `dynamic` (transformers' own, where sliding layers hold their window only).
+    faster), `dynamic` (transformers' own, where sliding layers hold their window only), or `static`
+    (CUDA graphs on a GPU, see `static_step.py`).
 
     `packed` copies the weights, for the length of a call, into a layout that few rows read two to three
     times as fast; it rounds differently. None does so for models of `decode_step.PACK_FROM` parameters
@@ -48,7 +51,7 @@ class TransformersEngine:
         end_token_ids: Sequence[int],
         pad_token_id: int,
         batch_size: int = 256,
-        cache: Literal["growing", "dynamic"] = "growing",
+        cache: Literal["growing", "dynamic", "static"] = "growing",
         packed: bool | None = None,
         refill: bool | None = None,
     ) -> None:
@@ -144,7 +147,9 @@ class TransformersEngine:
         for chunk in chunks:
             chosen = [requests[index] for index in chunk]
             ends = self._end_token_ids.to(self._model.device)
-            loop = DecodeLoop(step, self._new_cache, ends, self._pad_token_id, slots, chosen, sampling)
+            columns = max(len(request.prompt_ids) for request in chosen) + sampling.max_new_tokens
+            make_cache = partial(self._new_cache, columns)
+            loop = DecodeLoop(step, make_cache, ends, self._pad_token_id, slots, chosen, sampling)
             for ended in loop.run():
                 yield [
                     (chunk[number], Response(ids, reason, self._weight_version))
@@ -156,10 +161,14 @@ class TransformersEngine:
         """The step for one call: it may hold copies of the weights, so it is made anew for each."""
         if self._cache == "dynamic":
             return ModelStep(self._model)
+        if self._cache == "static":
+            return StaticStep(self._model)
         return make_step(self._model, rows, self._packed)
 
-    def _new_cache(self, rows: int) -> Cache:
+    def _new_cache(self, columns: int, rows: int) -> Cache:
         config: Any = self._model.config.get_text_config()
         if self._cache == "dynamic":
             return DynamicCache(config=config)
+        if self._cache == "static":
+            return StaticRows(config, columns)
         return RowCache(config.num_hidden_layers, rows)
