@@ -137,6 +137,12 @@ class ScriptedEngine:
         self.weight_version = 5
         self.max_context: int | None = None
 
+    def take_weights(self, model: Any, steps: int = 1) -> None:
+        self.weight_version += steps
+
+    def rest(self) -> None:
+        """It has no memory to give back."""
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         responses = []
         self.batches.append(len(requests))
