@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from sdzero import launch, process_group, ranks
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
@@ -47,6 +48,8 @@ class Lines:
         self._started = time.monotonic()
 
     def __call__(self, part: str, done: int, total: int) -> None:
+        if not ranks.is_first():
+            return
         now = time.monotonic()
         if part != self._part:
             self._part, self._started, self._last_line = part, now, now
@@ -57,8 +60,9 @@ class Lines:
 
 
 def report(text: str) -> None:
-    """One line for the user."""
-    console.print(escape(text), highlight=False)
+    """One line for the user, of the first process."""
+    if ranks.is_first():
+        console.print(escape(text), highlight=False)
 
 
 def advice(error: Exception) -> str:
@@ -72,9 +76,15 @@ def advice(error: Exception) -> str:
 
 
 def guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command; a user's error is printed without a traceback and ends with status 1."""
+    """Run a command, in each of a run's processes; a user's error is printed without a traceback and ends
+    with status 1."""
     try:
-        command()
+        with process_group.joined():
+            console.quiet = not ranks.is_first()
+            command()
+    except process_group.PeerError as error:
+        Console(stderr=True).print(escape(f"stopped: {error}"), highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     except UserError as error:
         if debug:
             raise
@@ -133,12 +143,18 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="One step of each stage with a small random model.")
     ] = False,
+    num_processes: Annotated[
+        int, typer.Option(help="Processes on this machine (docs/distributed.md).", min=1)
+    ] = 1,
     debug: Debug = False,
 ) -> None:
     """Run all stages: collect, srt, distill, the RFT control, evaluate. Safe to repeat: it resumes.
 
     Example: sdzero run recipes/demo.yaml distill.learning_rate=1e-4 --output runs/mine
     """
+
+    if num_processes > 1 and not launch.is_started():
+        raise typer.Exit(launch.launch(sys.argv[1:], num_processes))
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])

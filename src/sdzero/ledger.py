@@ -2,6 +2,8 @@
 
 Every count is kept under a stage and a key (one key for one finished unit of work, such as a batch).
 Recording a key again replaces what it held, so that a stage that is resumed never counts twice.
+
+Of a run's several processes each records the same whole counts, and the first one writes them.
 """
 
 import json
@@ -12,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sdzero import ranks
 from sdzero.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +86,8 @@ class Ledger:
         negative = [name for name, value in asdict(counts).items() if value is not None and value < 0]
         if negative:
             raise ValueError(f"negative counts: {', '.join(negative)}")
-        self._append({"stage": stage, "key": key, **asdict(counts)})
+        if ranks.is_first():
+            self._append({"stage": stage, "key": key, **asdict(counts)})
         self._entries[stage, key] = counts
 
     def totals(self) -> dict[str, Any]:
@@ -155,4 +159,5 @@ class Ledger:
             offset += len(line) + 1
         if torn:
             log.warning("%s: dropped a torn last line of %d bytes", self.path, len(torn))
-            os.truncate(self.path, offset)
+            if ranks.is_first():
+                os.truncate(self.path, offset)

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from sdzero import tiny
+from sdzero import ranks, tiny
 from sdzero.errors import UserError
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
@@ -135,6 +135,12 @@ def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedMode
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent."""
+    with ranks.turn_of_first() as is_mine:
+        if is_mine:
+            _save_model(model, tokenizer, folder)
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

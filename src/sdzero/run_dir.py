@@ -1,7 +1,10 @@
-"""A run's folder: atomic writes, a manifest, what is done, and one process at a time.
+"""A run's folder: atomic writes, a manifest, what is done, and one run at a time.
 
 A file that has its final name is whole: it was written beside, flushed to the disk and renamed. A process
 may be killed at any instant; the next one finds either the old file or the new one.
+
+Of a run's several processes (`sdzero.ranks`) the first holds the folder and writes. The others call the same
+methods at the same places, which wait for the first to have written; appending to a log waits for nobody.
 """
 
 import fcntl
@@ -20,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import differing_keys, dump_recipe, load_recipe, recipe_sha256
@@ -74,7 +78,11 @@ class RunDir:
             UserError: the folder cannot be written, holds other things than a run, belongs to a
                 different recipe (the differing keys are listed), or is open in another process.
         """
-        root = Path(path)
+        with ranks.turn_of_first() as is_mine:
+            return cls._hold(Path(path), recipe) if is_mine else cls.unlocked(path)
+
+    @classmethod
+    def _hold(cls, root: Path, recipe: Recipe) -> Self:
         try:
             _refuse_foreign_folder(root)
             _make_folder(root)
@@ -118,7 +126,8 @@ class RunDir:
     @contextmanager
     def replacing(self, relative: str) -> Iterator[Path]:
         """Give a path to write a file at; when the block ends well, the file is made durable and named
-        `relative`, in place of an older one. When it ends with an error, the older one stays.
+        `relative`, in place of an older one. When it ends with an error, the older one stays. For the first
+        process alone: it waits for no other.
 
         Raises:
             UserError: the file cannot be written.
@@ -140,15 +149,25 @@ class RunDir:
 
     def write_text(self, relative: str, text: str) -> None:
         """Write a text file, atomically, in UTF-8 with the line ends given."""
+        with ranks.turn_of_first() as is_mine:
+            if is_mine:
+                self._write_text(relative, text)
+
+    def _write_text(self, relative: str, text: str) -> None:
         with self.replacing(relative) as beside:
             beside.write_bytes(text.encode())
 
     def write_json(self, relative: str, data: Any) -> None:
         """Write a JSON file, atomically. NaN and infinities are not JSON: they raise ValueError."""
-        self.write_text(relative, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(relative, _json_text(data))
 
     def write_jsonl(self, relative: str, rows: Iterable[Any]) -> None:
         """Write one JSON value a line, atomically."""
+        with ranks.turn_of_first() as is_mine:
+            if is_mine:
+                self._write_jsonl(relative, rows)
+
+    def _write_jsonl(self, relative: str, rows: Iterable[Any]) -> None:
         with self.replacing(relative) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -156,10 +175,13 @@ class RunDir:
     def append_jsonl(self, relative: str, row: dict[str, Any]) -> None:
         """Append a line to a log. Not flushed to the disk: a power cut may lose the last lines, and what a
         killed process left half-written is cut off here. NaN and infinities stand as the texts "nan", "inf".
+        Only the first process writes, and none waits: do not read it in the same run.
 
         Raises:
             UserError: the file cannot be written.
         """
+        if not ranks.is_first():
+            return
         file = self.path(relative)
         finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         line = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
@@ -173,6 +195,11 @@ class RunDir:
 
     def remove_folders(self, relative: str, pattern: str) -> None:
         """Remove the folders directly under `relative` whose names match the glob `pattern`."""
+        with ranks.turn_of_first() as is_mine:
+            if is_mine:
+                self._remove_folders(relative, pattern)
+
+    def _remove_folders(self, relative: str, pattern: str) -> None:
         try:
             for folder in self.path(relative).glob(pattern):
                 if folder.is_dir() and not folder.is_symlink():
@@ -256,16 +283,14 @@ class RunDir:
         # The manifest comes first: from then on the folder is a run, and a missing recipe is written again.
         if not self.path(MANIFEST_NAME).exists():
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            self.write_json(
-                MANIFEST_NAME,
-                {
-                    "schema": SCHEMA,
-                    "recipe_sha256": sha256,
-                    "created": created,
-                    "versions": package_versions(),
-                    "seed": recipe.seed,
-                },
-            )
+            manifest = {
+                "schema": SCHEMA,
+                "recipe_sha256": sha256,
+                "created": created,
+                "versions": package_versions(),
+                "seed": recipe.seed,
+            }
+            self._write_text(MANIFEST_NAME, _json_text(manifest))
         manifest = self.manifest()
         if manifest.get("schema") != SCHEMA:
             raise UserError(
@@ -276,7 +301,7 @@ class RunDir:
         if manifest.get("recipe_sha256") != sha256:
             self._refuse_different_recipe(recipe)
         if not self.path(RECIPE_NAME).exists():
-            self.write_text(RECIPE_NAME, dump_recipe(recipe))
+            self._write_text(RECIPE_NAME, dump_recipe(recipe))
 
     def _refuse_different_recipe(self, recipe: Recipe) -> None:
         """Raise UserError unless only what stages guard themselves differs, or keys that are new here.
@@ -299,6 +324,10 @@ class RunDir:
             shown.append(f"and {len(differences) - len(shown)} more")
         listed = "".join(f"\n  - {line}" for line in shown)
         raise UserError(f"the folder holds a run of a different recipe:{listed}", str(self.root), todo)
+
+
+def _json_text(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _cut_torn_end(file: BinaryIO) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sdzero.errors import UserError
 from sdzero.label_report import LABELS, label_lines, true_reward_lines, true_rewards_of
+from sdzero.method.grading import together
 from sdzero.method.labels import choose_labels, label_statistics, sample_texts, take_votes
 from sdzero.method.true_rewards import rewards_of_files, rewards_of_traces
 from sdzero.questions.question import Question
@@ -108,8 +109,8 @@ def _make_labels(context: RunContext) -> None:
         batch_size=chosen("batch_size"),
         progress=context.progress,
     )
-    votes = take_votes(questions, texts, voter.final_answer, context.grade)
-    rows = choose_labels(votes, settings.min_agreement, context.grade)
+    votes = take_votes(questions, texts, voter.final_answer, together(context.grade))
+    rows = choose_labels(votes, settings.min_agreement, together(context.grade))
     run.write_jsonl(f"{stage}/labels.jsonl", rows)
     statistics = label_statistics(rows, sum(vote.failed for vote in votes))
     statistics["without_answer"] = {
@@ -133,7 +134,8 @@ def _check_labels(
     `share_of_unanimous` is of the labels that every response agrees on, the most that `min_agreement` can do.
     """
     asked = [row for row in rows if row["label"] is not None and context.truth[row["question"]].answer]
-    verdicts = context.grade([(context.truth[row["question"]], responses[row["question"]]) for row in asked])
+    items = [(context.truth[row["question"]], responses[row["question"]]) for row in asked]
+    verdicts = together(context.grade)(items)
     checked = [
         {"question": row["question"], "label": row["label"], "outcome": str(verdict.outcome)}
         for row, verdict in zip(asked, verdicts, strict=True)
@@ -171,18 +173,19 @@ def note_true_rewards(context: RunContext, stage: str) -> None:
     if not context.recipe.labels.is_majority:
         return
     run, truth, decode = context.run, context.truth, context.roles.decode
+    grade = together(context.grade)
     groups = {"initial": "initial/*.jsonl", "revised": "revised/*.jsonl", "responses": "rollouts/*.jsonl"}
     found: dict[str, Any] = {}
     for group, pattern in groups.items():
         files = sorted(run.path(stage).glob(pattern))
         if files:
-            found[group] = rewards_of_files(run, files, truth, context.grade, decode)
+            found[group] = rewards_of_files(run, files, truth, grade, decode)
             if group == "responses":
                 for name, part in _fifths(files).items():
-                    found[name] = rewards_of_files(run, part, truth, context.grade, decode)
+                    found[name] = rewards_of_files(run, part, truth, grade, decode)
     if run.path(f"{stage}/traces.jsonl").exists():
         rows = run.read_jsonl(f"{stage}/traces.jsonl")
-        found["traces"] = rewards_of_traces(rows, truth, context.grade, decode)
+        found["traces"] = rewards_of_traces(rows, truth, grade, decode)
     file = f"{context.label_stage}/true_rewards.json"
     run.write_json(file, true_rewards_of(run, context.label_stage) | {stage: found})
     for line in true_reward_lines({stage: found}):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from sdzero import ranks
 from sdzero.run_dir import RunDir
 
 
@@ -20,7 +21,9 @@ class StepLog:
         self._checked = False
 
     def append(self, values: dict[str, Any]) -> None:
-        """Append one row."""
+        """Append one row. Of several processes the first writes, and none waits."""
+        if not ranks.is_first():
+            return
         if not self._checked:
             self._cut((self._part, int(values["step"])))
             self._checked = True
@@ -35,4 +38,5 @@ class StepLog:
         rows = [(json.loads(line), line) for line in lines]
         kept = [line for row, line in rows if (row["part"], row["step"]) < start]
         if len(kept) < len(lines):
-            self._run.write_text(self._relative, "".join(f"{line}\n" for line in kept))
+            with self._run.replacing(self._relative) as beside:
+                beside.write_bytes("".join(f"{line}\n" for line in kept).encode())

@@ -46,8 +46,10 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
+from sdzero import ranks
 from sdzero.baselines.grpo_rollouts import QuestionRows, Rollouts, most_steps, verdict_reward
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending
+from sdzero.errors import UserError
 from sdzero.method.alarms import alarms_for
 from sdzero.method.training import (
     DeterministicCheckpoints,
@@ -77,6 +79,12 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     """
     if context.run.is_done(name):
         return
+    if ranks.count() > 1:
+        raise UserError(
+            f"GRPO is trained by one process, and there are {ranks.count()}",
+            name,
+            "run it alone, without --num-processes or a launcher, or leave it out of --methods",
+        )
     steps = most_steps(budget, settings.batch_size)
     questions = context.training_questions
     context.report(f"{name}: {budget} on {len(questions)} questions, {settings.responses_per_question} each")

@@ -113,7 +113,9 @@ class QuestionOrder:
 
     def __init__(self, size: int, args: SelfDistillationConfig) -> None:
         self._size = size
-        self._per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self._per_step: int = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
         self._seed = args.seed if args.data_seed is None else args.data_seed
         self.steps_per_epoch = math.ceil(size / self._per_step)
 

@@ -32,8 +32,10 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.method.alarms import alarms_for
+from sdzero.method.data_parallel import no_loss
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Graded, GradedSampler
 from sdzero.method.hidden import check_output_head
@@ -44,7 +46,7 @@ from sdzero.method.restrict import DivergenceOn, carrying_tokens
 from sdzero.method.roles import WeightedSequence
 from sdzero.method.srt import weighted_loss_sum
 from sdzero.method.step_rollouts import StepRollouts
-from sdzero.method.step_tally import begin_tally, tally_metrics
+from sdzero.method.step_tally import add_up_tally, begin_tally, tally_metrics
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import (
     COMPLETE_MARKER,
@@ -168,6 +170,7 @@ class SelfDistillationTrainer(TrainsInParts):
         self.remove_callback(PrinterCallback)
         # The loss below is normalised by `num_items_in_batch`: the global batch, not a micro-batch.
         self.loss_is_scaled_for_ga = True
+        self.lets_losses_in()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """The schedule that was given, or the one that the arguments name."""
@@ -191,10 +194,14 @@ class SelfDistillationTrainer(TrainsInParts):
         mean_reward = sum(reward for _, reward in contexts) / max(len(contexts), 1)
         contexts.sort(key=lambda item: item[0].context_tokens)
         rehearsal = self._rehearsal_of_step()
-        hands = zip(deal(contexts, len(batches)), deal(rehearsal, len(batches)), strict=True)
-        limit, packed = self.args.micro_batch_tokens, self._packed
+        # Neighbours in length are worked on at the same time: no process waits long for another.
+        hands = zip(
+            *(deal(rows, len(batches) * ranks.count()) for rows in (contexts, rehearsal)), strict=True
+        )
+        limit, packed, apart = self.args.micro_batch_tokens, self._packed, ranks.count() > 1
         micro = [
-            {"parts": make_parts(own, rehearsed, self.pad_id, limit, packed)} for own, rehearsed in hands
+            {"parts": make_parts(own, rehearsed, self.pad_id, limit, packed, apart)}
+            for own, rehearsed in ranks.own_share(list(hands))
         ]
         rehearsal_total = sum(sum(s.weights) for s in rehearsal)
         for part in (part for batch in micro for part in batch["parts"]):
@@ -256,17 +263,22 @@ class SelfDistillationTrainer(TrainsInParts):
         """This micro-batch's share of the loss over the global batch."""
         if num_items_in_batch is None:
             raise ValueError("the loss is normalised over the global batch, whose size is missing")
-        student = self.accelerator.unwrap_model(model)
+        items, student = num_items_in_batch, self.accelerator.unwrap_model(model)
+        return self.loss_inside(model, lambda: self._share_of_loss(student, inputs, items))
+
+    def _share_of_loss(
+        self, student: PreTrainedModel, inputs: dict[str, Any], items: torch.Tensor | int
+    ) -> torch.Tensor:
         loss = torch.zeros((), device=student.device)
         if "input_ids" in inputs:
-            loss = loss + self._loss(student, inputs, num_items_in_batch)
+            loss = loss + self._loss(student, inputs, items)
         if "rehearsal_ids" in inputs:
             rehearsed = weighted_loss_sum(
                 student, inputs["rehearsal_ids"], inputs["rehearsal_weights"], inputs["rehearsal_lengths"]
             )
             loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
         if not loss.requires_grad:  # nothing of the batch fell to this micro-batch
-            loss = loss + 0.0 * sum(p.sum() for p in student.parameters() if p.requires_grad)
+            loss = loss + no_loss(student, self.pad_id)
         return loss
 
     def _loss(
@@ -297,7 +309,7 @@ class SelfDistillationTrainer(TrainsInParts):
 
     def finish_step(self) -> dict[str, Any]:
         """Count the step in the ledger, and return its metrics."""
-        step, self._step = self._step, {}
+        step, self._step = add_up_tally(self._step), {}
         seconds = time.monotonic() - step["started"]
         self.sampler.ledger.record(
             self.stage,
@@ -371,6 +383,11 @@ class SelfDistillationTrainer(TrainsInParts):
         self.rollouts.finish()  # what old weights have sampled, no resumed run can sample again
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            self._save_beside(folder)
+        ranks.barrier()  # all of the checkpoint is there, of every process, when it is marked as whole
+
+    def _save_beside(self, folder: Path) -> None:
         if self.teacher is not None:
             self.teacher.save(folder)
         kept: dict[str, Any] = {**self.counted, "last_score": self._last_score}

@@ -2,18 +2,22 @@
 
 A batch is the unit of resuming. When it is finished it is written to the run folder, and a run that
 starts again reads it instead of sampling it again.
+
+Several processes (`sdzero.ranks`) share a batch out: each samples and grades its part with an engine and a
+verifier of its own, and then all of them have the whole. Whoever calls the sampler sees no difference.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
+from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
-from sdzero.method.grading import Grade, GradingAhead
+from sdzero.method.grading import Grade, GradingAhead, together
 from sdzero.method.roles import Roles, trim_repeated_tail
 from sdzero.questions.question import Question
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling, streamed
@@ -21,6 +25,7 @@ from sdzero.run_dir import RunDir
 from sdzero.verify.verdict import Outcome, Verdict
 
 Progress = Callable[[str, int, int], None]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,27 @@ class GradedSampler:
         if stored is not None:
             return stored
         started = time.monotonic()
+        own = self.share(draws)
         with GradingAhead(self.grade) as grading:
-            sampled = self.sample(draws, sampling, grading, trim)
+            sampled = self.sample(own, sampling, grading, trim)
             graded = sampled.graded(grading.finish())
+        if ranks.count() > 1:
+            rows = ranks.whole_of_shares([_to_row(d, g) for d, g in zip(own, graded, strict=True)])
+            graded = [_from_row(draw, row, name) for draw, row in zip(draws, rows, strict=True)]
         self.keep(draws, graded, name, stage, time.monotonic() - started)
         return graded
+
+    def share(self, rows: Sequence[Row]) -> list[Row]:
+        """What this process samples of a batch: every world-th; all or nothing if one engine serves all."""
+        if ranks.count() > 1 and self.engine.samples_elsewhere:
+            return list(rows) if ranks.is_first() else []
+        return ranks.own_share(rows)
+
+    def responses(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """Responses without verdicts, shared out in the same way; nothing is kept or counted."""
+        own = self.share(requests)
+        found = dict(pair for group in streamed(self.engine, own, sampling) for pair in group)
+        return ranks.whole_of_shares([found[place] for place in range(len(own))])
 
     def stored(self, draws: Sequence[Draw], name: str) -> list[Graded] | None:
         """A batch that was finished before, from its file, or None. Raises UserError if it is another's."""
@@ -211,7 +232,7 @@ class GradedSampler:
 
     def regrade(self, graded: Graded, token_ids: Sequence[int]) -> Verdict:
         """Grade other token ids (an edited response) for the same question."""
-        return self.grade([(graded.question, self.roles.decode(token_ids))])[0]
+        return together(self.grade)([(graded.question, self.roles.decode(token_ids))])[0]
 
     def sample(
         self, draws: Sequence[Draw], sampling: Sampling, grading: GradingAhead, trim: bool = False

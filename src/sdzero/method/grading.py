@@ -9,10 +9,24 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from sdzero import ranks
 from sdzero.questions.question import Question
 from sdzero.verify.verdict import Verdict
 
 Grade = Callable[[Sequence[tuple[Question, str]]], list[Verdict]]
+
+
+def together(grade: Grade) -> Grade:
+    """Grading whose items all processes of a run have: each grades its share, and all get all verdicts.
+
+    So they agree, also where a verdict depends on how busy a machine is.
+    """
+
+    def shared(items: Sequence[tuple[Question, str]]) -> list[Verdict]:
+        own = ranks.own_share(items)
+        return ranks.whole_of_shares(grade(own) if own else [])
+
+    return shared
 
 
 class GradingAhead:

@@ -26,7 +26,7 @@ from sdzero.errors import UserError
 from sdzero.method.graded import GradedSampler
 from sdzero.method.grading import Grade
 from sdzero.questions.question import Question
-from sdzero.rollout.engine import Request, Sampling, seed_of, streamed
+from sdzero.rollout.engine import Request, Sampling, seed_of
 from sdzero.verify.agreement import FinalAnswer, labelled, one_line
 from sdzero.verify.verdict import Outcome
 
@@ -118,7 +118,7 @@ def _sample_batch(
     """Sample one batch, count it and keep it, in that order (see `GradedSampler.batch`)."""
     started = time.monotonic()
     requests = [Request(prompts[question], seed) for question, _, seed in asked]
-    responses = dict(pair for group in streamed(sampler.engine, requests, sampling) for pair in group)
+    responses = sampler.responses(requests, sampling)
     rows: list[dict[str, Any]] = [
         {
             "question": question,

@@ -88,9 +88,13 @@ def make_parts(
     pad: int,
     limit: int | None,
     packed: bool,
+    one_pass_each: bool = False,
 ) -> list[dict[str, Any]]:
-    """One micro-batch as parts of at most `limit` tokens (see `cut_by_tokens`); None: in one part."""
-    if limit is None:
+    """One micro-batch as parts of at most `limit` tokens (see `cut_by_tokens`); None: in one part.
+
+    With `one_pass_each`, contexts and rehearsal are in parts of their own also without a limit.
+    """
+    if limit is None and not one_pass_each:
         return [make_micro_batch(contexts, rehearsal, pad, packed)]
     parts = [
         make_micro_batch(part, [], pad, packed)

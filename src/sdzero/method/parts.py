@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from transformers import Trainer
+
+from sdzero import ranks
+from sdzero.method.data_parallel import DataParallel
 
 Row = TypeVar("Row")
 
@@ -35,8 +37,15 @@ def cut_by_tokens(
     return parts
 
 
-class TrainsInParts(Trainer):
-    """A trainer whose micro-batches are `{"parts": [batch, ...]}`; each part has its own backward pass."""
+EMPTY: dict[str, Any] = {"empty": True}
+"""The part of a process that nothing is left for."""
+
+
+class TrainsInParts(DataParallel):
+    """A trainer whose micro-batches are `{"parts": [batch, ...]}`; each part has its own backward pass.
+
+    All processes make as many passes: who has fewer parts fills up with empty ones.
+    """
 
     def training_step(
         self,
@@ -46,6 +55,7 @@ class TrainsInParts(Trainer):
     ) -> torch.Tensor:
         """The sum of the parts' losses; processes exchange gradients after the last part only."""
         parts = inputs["parts"]
+        parts = parts + [EMPTY] * (max(ranks.gather(len(parts))) - len(parts))
         losses = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)

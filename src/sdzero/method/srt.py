@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
@@ -40,6 +39,7 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.alarms import alarms_for
 from sdzero.method.chunked_nll import weighted_nll_sum
+from sdzero.method.data_parallel import no_loss
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
 from sdzero.method.parts import TrainsInParts
 from sdzero.method.roles import Roles, WeightedSequence
@@ -51,14 +51,12 @@ from sdzero.method.training import (
     training_arguments,
 )
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
-from sdzero.packed_attention import check_packing, packed_arguments, packs_rows
+from sdzero.packed_attention import check_packing, packs_rows
 from sdzero.recipe import AlarmSettings, SrtSettings
 from sdzero.recipe_base import OptimizerSettings
 
 LOGITS_AT_A_TIME = 1 << 27
 """Logits (tokens times vocabulary) that are held at once, in float32; more are made chunk by chunk."""
-
-IGNORED_LABEL = -100
 
 
 def srt_rows(
@@ -185,6 +183,7 @@ class SRTTrainer(TrainsInParts, SFTTrainer):
         if packs_rows(model):
             check_packing(model)
         pad = processing_class.pad_token_id
+        self._pad_id = int(processing_class.eos_token_id if pad is None else pad)
         self.trained_tokens = 0
         super().__init__(
             model=model,
@@ -192,13 +191,14 @@ class SRTTrainer(TrainsInParts, SFTTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
             data_collator=WeightedCollator(
-                processing_class.eos_token_id if pad is None else pad,
+                self._pad_id,
                 args.micro_batch_tokens,
                 packs_rows(model),
             ),
             callbacks=callbacks,
             **kwargs,
         )
+        self.lets_losses_in()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -216,10 +216,11 @@ class SRTTrainer(TrainsInParts, SFTTrainer):
         if not batch_samples:
             return None
         weights = [part["weights"] for batch in batch_samples for part in batch["parts"]]
-        total = torch.stack([part.sum() for part in weights]).sum().to(device)
         if self.accelerator.num_processes > 1:
-            total = self.accelerator.gather(total).sum()
-        self.trained_tokens += sum(int((part > 0).sum()) for part in weights)
+            total = torch.tensor(sum(batch["weight"] for batch in batch_samples), device=device)
+        else:
+            total = torch.stack([part.sum() for part in weights]).sum().to(device)
+        self.trained_tokens += sum(batch["weighted_tokens"] for batch in batch_samples)
         if total == 0:
             raise UserError(
                 "a whole batch of training sequences has no token with a weight",
@@ -237,24 +238,18 @@ class SRTTrainer(TrainsInParts, SFTTrainer):
         """This micro-batch's share of the loss over the global batch."""
         if return_outputs:
             raise NotImplementedError("logits are never built as a whole")
-        ids_BT, weights_BT, lengths = inputs["ids"], inputs["weights"], inputs["lengths"]
-        alone = self.accelerator.distributed_type == DistributedType.NO
-        if alone and isinstance(model, PreTrainedModel):
-            total = weighted_loss_sum(model, ids_BT, weights_BT, lengths)
-        else:
-            # DDP, FSDP and DeepSpeed must be entered by their own forward. TRL has put a head into the
-            # model's forward that gives log p of each target in tiles.
-            labels_BT = ids_BT.masked_fill(weights_BT == 0, IGNORED_LABEL)
-            packed = (
-                {} if lengths is None else packed_arguments(lengths, self.accelerator.unwrap_model(model))
-            )
-            output = model(input_ids=ids_BT, labels=labels_BT, fused_lm_head=True, **packed)
-            total = -(output.log_probs * weights_BT[:, 1:].to(output.log_probs.dtype)).sum()
+        student = self.accelerator.unwrap_model(model)
         if num_items_in_batch is None:
-            num_items_in_batch = weights_BT.sum()
-        # Wrappers average the gradients over the processes, while the weights were summed over them.
-        loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
-        return loss
+            num_items_in_batch = inputs["weights"].sum()
+        items = num_items_in_batch
+
+        def share_of_loss() -> Tensor:
+            if "ids" not in inputs:  # nothing of the batch fell to this process
+                return no_loss(student, self._pad_id)
+            own = weighted_loss_sum(student, inputs["ids"], inputs["weights"], inputs["lengths"])
+            return own / items
+
+        return self.loss_inside(model, share_of_loss)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: checkpoints are working files of a run, not a publication."""

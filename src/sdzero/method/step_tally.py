@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sdzero import ranks
 from sdzero.method.micro_batches import Context
 from sdzero.method.roles import ContrastivePair, DistillationPair, WeightedSequence
 from sdzero.method.step_rollouts import StepRollout
@@ -34,6 +35,14 @@ def begin_tally(
         "tokens_r1": 0,
         "sum_entropy": 0.0,
     }
+
+
+def add_up_tally(tally: dict[str, Any]) -> dict[str, Any]:
+    """The tally of the whole step: the sums over tokens, of which each process has a part, added up."""
+    if ranks.count() == 1:
+        return tally
+    partial = [key for key in tally if key.startswith("sum_") or key in ("tokens_r0", "tokens_r1")]
+    return tally | dict(zip(partial, ranks.add_up([tally[key] for key in partial]), strict=True))
 
 
 def teacher_tokens(context: Context) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sdzero import ranks
 from sdzero.errors import CollapseError, UserError
 from sdzero.recipe_base import OptimizerSettings
 
@@ -36,22 +37,22 @@ def training_arguments(
     """Keyword arguments for `TrainingArguments` (or a subclass) that the settings stand for.
 
     Weights are trained in the dtype they are in: there is no autocast. Nothing is reported anywhere but
-    to the callbacks. Under a launcher such as torchrun, `batch_size` is shared out over the processes.
-    Raises UserError if it cannot be.
+    to the callbacks. Several processes share `batch_size` out, in micro-batches of at most
+    `micro_batch_size`. Raises UserError if they cannot have equal shares.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    accumulation, rest = divmod(settings.batch_size, settings.micro_batch_size * processes)
+    own, rest = divmod(settings.batch_size, processes)
     if rest:
         raise UserError(
-            f"batch_size ({settings.batch_size}) is no multiple of micro_batch_size"
-            f" ({settings.micro_batch_size}) times {processes} processes",
-            todo="change one of them, or the number of processes",
+            f"batch_size ({settings.batch_size}) is no multiple of the number of processes ({processes})",
+            todo="change one of them",
         )
+    micro = max(size for size in range(1, settings.micro_batch_size + 1) if own % size == 0)
     return {
         "output_dir": str(output_dir),
         "num_train_epochs": epochs,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": own // micro,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         # transformers reads a number below 1 as a share of all steps.
@@ -65,6 +66,7 @@ def training_arguments(
         "bf16": False,
         "fp16": False,
         "use_cpu": use_cpu,
+        "ddp_find_unused_parameters": False,  # every loss reaches every parameter
         "dataloader_pin_memory": not use_cpu,
         "seed": seed,
         "data_seed": seed,
@@ -83,6 +85,10 @@ def training_arguments(
 
 def last_complete_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint under `folder`, or None. Torn ones, left by a kill, are removed."""
+    return ranks.from_first(lambda: _last_complete(folder))
+
+
+def _last_complete(folder: Path) -> str | None:
     whole: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         name = _CHECKPOINT_NAME.fullmatch(path.name)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from sdzero import ranks
+from sdzero.method.micro_batches import deal
 from sdzero.method.parts import cut_by_tokens
 from sdzero.method.rows import weighted_rows
 
@@ -18,19 +20,25 @@ BATCHES_SORTED = 8
 class WeightedCollator:
     """Makes a micro-batch: `parts` of at most `limit` tokens, each with `ids`, `weights` and `lengths`.
 
-    Rows are padded on the right, or packed (see `weighted_rows`). Without a limit there is one part, with
-    the rows in their order; else they are ordered by length.
+    Of several processes, which are all given the same rows, each makes its share; `weight` is the sum of the
+    weights of all rows, and `weighted_tokens` how many tokens have one. Rows are padded on the right, or
+    packed (see `weighted_rows`). Without a limit there is one part, with the rows in their order; else they
+    are ordered by length.
     """
 
     pad_token_id: int
     limit: int | None = None
     packed: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate. Raises ValueError if a row's weights and ids differ in number."""
+        weights = [weight for row in rows for weight in row["token_weights"][1:]]
+        rows = deal(rows, ranks.count())[ranks.rank()]
         if self.limit is not None:
             rows = sorted(rows, key=_length)
         return {
+            "weight": sum(weights),
+            "weighted_tokens": sum(weight > 0 for weight in weights),
             "parts": [
                 weighted_rows(
                     [row["input_ids"] for row in part],
@@ -39,7 +47,8 @@ class WeightedCollator:
                     self.packed,
                 )
                 for part in cut_by_tokens(rows, _length, self.limit, self.packed)
-            ]
+                if part
+            ],
         }
 
 

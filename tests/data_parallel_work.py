@@ -1,0 +1,111 @@
+"""What the tests of data-parallel training run in each process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from distill_bench import QUESTIONS, Bench, make_rehearsal, perturbed
+from sdzero import ranks, tiny
+from sdzero.ledger import Ledger
+from sdzero.method.roles import Roles
+from sdzero.method.srt import train_weighted
+from sdzero.models import load_tokenizer
+from sdzero.recipe import ChatSettings, PhraseSettings
+from sdzero.recipe_base import OptimizerSettings
+
+METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "divergence_r0", "divergence_r1")
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def tiny_model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=torch.float64)
+
+
+def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict[str, Any]:
+    """Three steps on ten questions, or fewer: `stop_after` ends the training as a kill does."""
+    settings: dict[str, Any] = {
+        "batch_size": 4,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 2,
+        "sync": "steps",
+        "sync_every": 2,
+        "rehearsal_weight": 0.3,
+        "rehearsal_batch_size": 3,
+    }
+    bench = Bench(
+        folder,
+        QUESTIONS[:10],
+        teacher=perturbed(tiny_model()),
+        dtype=torch.float64,
+        rehearsal=True,
+        **settings | changes,
+    )
+    start = weights_of(bench.model)
+    metrics: list[dict[str, Any]] = []
+    log = bench.trainer.log
+
+    def keep(values: dict[str, float], *more: Any) -> None:
+        log(values, *more)
+        if "loss" in values:
+            row = bench.trainer.state.log_history[-1]
+            metrics.append({key: row[key] for key in METRICS})
+
+    bench.trainer.log = keep  # type: ignore[method-assign]
+    if stop_after is not None:
+        from sdzero.method import distill
+
+        of_step = distill.StepRollouts.of_step
+
+        def killed(self: Any, step: int, *more: Any) -> Any:
+            if step == stop_after:
+                raise KeyboardInterrupt
+            return of_step(self, step, *more)
+
+        distill.StepRollouts.of_step = killed  # type: ignore[method-assign]
+        try:
+            bench.train()
+        except KeyboardInterrupt:
+            return {"reported": bench.logged}
+        raise AssertionError("it was not stopped")
+    bench.train()
+    return {
+        "start": start,
+        "student": weights_of(bench.model),
+        "teacher": weights_of(bench.teacher.model),
+        "syncs": bench.teacher.sync_count,
+        "metrics": metrics,
+        "reported": bench.logged,
+    }
+
+
+def srt(folder: Path, micro_batch_tokens: int | None = None) -> dict[str, Any]:
+    """Nine sequences, in batches of four."""
+    with ranks.turn_of_first() as is_mine:
+        if is_mine:
+            folder.mkdir()
+    model, tokenizer = tiny_model(), load_tokenizer("tiny")
+    sequences = make_rehearsal(Roles(tokenizer, PhraseSettings(), ChatSettings()))[:9]
+    settings = OptimizerSettings(
+        learning_rate=1e-3, batch_size=4, micro_batch_size=4, micro_batch_tokens=micro_batch_tokens
+    )
+    metrics: list[dict[str, Any]] = []
+    steps = train_weighted(
+        model,
+        tokenizer,
+        sequences,
+        settings,
+        epochs=1,
+        checkpoint_every=2,
+        output_dir=folder / "checkpoints",
+        seed=1,
+        log=metrics.append,
+        ledger=Ledger(folder / "ledger.jsonl"),
+    )
+    forward = "the model's own" if "forward" not in model.__dict__ else "another"
+    return {"student": weights_of(model), "steps": steps, "metrics": metrics, "forward": forward}

@@ -1,0 +1,85 @@
+"""Training with two processes, against one process on the same questions: same weights, same counts.
+
+Float64, so that what the order of a sum changes is far below what a lost or doubled gradient would.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_parallel_work import phase_2, srt
+from in_ranks import in_ranks
+from support import read_jsonl, without_seconds
+
+Found = dict[str, Any]
+
+
+def assert_equal_weights(found: Found, expected: Found, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=tolerance)
+
+
+def ledger_of(folder: Path) -> dict[tuple[str, str], Any]:
+    rows = read_jsonl(folder / "ledger.jsonl")
+    found = {(row["stage"], row["key"]): without_seconds(row) for row in rows}
+    assert len(found) == len(rows), "each thing is counted once"
+    return found
+
+
+def test_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
+    """Batches of 4, the last of 2; two micro-batches a process; rehearsal, and a sync after two steps."""
+    (alone,) = in_ranks(phase_2, tmp_path / "one", processes=1)
+    first, second = in_ranks(phase_2, tmp_path / "two")
+    assert_equal_weights(first["student"], second["student"], 0.0)
+    assert_equal_weights(first["teacher"], second["teacher"], 0.0)
+    assert_equal_weights(first["student"], alone["student"], 1e-10)
+    assert_equal_weights(first["teacher"], alone["teacher"], 1e-10)
+    assert first["syncs"] == second["syncs"] == alone["syncs"] == 1
+    assert any(not torch.equal(alone["start"][name], w) for name, w in alone["student"].items())
+    for own in (first, second):
+        for row, expected in zip(own["metrics"], alone["metrics"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-6)
+    assert second["reported"] == []
+    assert [row["step"] for row in first["reported"]] == [1, 2, 3]
+    assert ledger_of(tmp_path / "two") == ledger_of(tmp_path / "one")
+    for step in range(3):
+        name = f"distill/rollouts/step-{step:06d}.jsonl"
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    asked = [
+        row["question"]
+        for file in sorted((tmp_path / "two/distill/rollouts").glob("*.jsonl"))
+        for row in read_jsonl(file)
+    ]
+    assert len(asked) == len(set(asked)) == 10, "every question once, none twice, none lost"
+
+
+@pytest.mark.parametrize("limit", [None, 90])
+def test_srt_is_that_of_one_process(tmp_path: Path, limit: int | None) -> None:
+    """Nine sequences in batches of 4: to the last batch of one, one of the processes has nothing to give."""
+    (alone,) = in_ranks(srt, tmp_path / "one", limit, processes=1)
+    first, second = in_ranks(srt, tmp_path / "two", limit)
+    assert_equal_weights(first["student"], second["student"], 0.0)
+    assert_equal_weights(first["student"], alone["student"], 1e-10)
+    assert first["steps"] == alone["steps"] == 3
+    assert ledger_of(tmp_path / "two") == ledger_of(tmp_path / "one")
+    assert [row["loss"] for row in first["metrics"]] == pytest.approx(
+        [row["loss"] for row in alone["metrics"]], rel=1e-6
+    )
+    assert first["forward"] == second["forward"] == alone["forward"] == "the model's own"
+
+
+def test_four_steps_are_two_and_two(tmp_path: Path) -> None:
+    """Stopped after two steps of two processes, with the teacher synced in between, and gone on with."""
+    expected, _ = in_ranks(phase_2, tmp_path / "whole")
+    cut = in_ranks(partial(phase_2, stop_after=2), tmp_path / "cut")
+    assert [row["step"] for row in cut[0]["reported"]] == [1, 2]
+    resumed = in_ranks(phase_2, tmp_path / "cut")
+    for own in resumed:
+        assert_equal_weights(own["student"], expected["student"], 0.0)
+        assert_equal_weights(own["teacher"], expected["teacher"], 0.0)
+    assert [row["step"] for row in resumed[0]["metrics"]] == [3]
+    assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "whole")
