@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -21,10 +22,13 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["in_ranks_preload"])
 
 
-def in_ranks(function: Callable[..., Any], *arguments: Any, processes: int = 2) -> list[Any]:
+def in_ranks(
+    function: Callable[..., Any], *arguments: Any, processes: int = 2, errors: Path | None = None
+) -> list[Any]:
     """What `function` returns in each of so many connected processes; an exception is returned as it is.
 
-    `function` and what it takes and returns go through pickle. At most 100 seconds.
+    `function` and what it takes and returns go through pickle. At most 100 seconds. What the processes print
+    as errors goes to the file `errors`.
     """
     tests = Path(__file__).parent
     paths = [str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")]
@@ -37,7 +41,7 @@ def in_ranks(function: Callable[..., Any], *arguments: Any, processes: int = 2) 
         end, other = _context.Pipe(duplex=False)
         own = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        process = _context.Process(target=_run, args=(function, arguments, own, other), daemon=True)
+        process = _context.Process(target=_run, args=(function, arguments, own, other, errors), daemon=True)
         process.start()
         other.close()
         started.append(process)
@@ -64,9 +68,15 @@ def _received(end: Connection) -> Any:
 
 
 def _run(
-    function: Callable[..., Any], arguments: tuple[Any, ...], own: dict[str, Any], end: Connection
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    own: dict[str, Any],
+    end: Connection,
+    errors: Path | None,
 ) -> None:
     os.environ.update({key: str(value) for key, value in own.items()})
+    if errors is not None:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     import torch
 
     from sdzero import process_group

@@ -1,5 +1,7 @@
 """What the tests of several processes without training run in each of them."""
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,12 @@ from typing import Any
 from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
+from sdzero.method.graded import Draw
 from sdzero.method.grading import together
 from sdzero.recipe_io import load_recipe
 from sdzero.rollout.engine import Request, Sampling
 from sdzero.run_dir import RunDir
-from support import Bench, draw_for, make_questions
+from support import Bench, make_questions
 
 
 def talk() -> dict[str, Any]:
@@ -28,10 +31,20 @@ def talk() -> dict[str, Any]:
     }
 
 
+def prompt_end(prompt: str) -> str:
+    """The number of the question that a prompt asks, and its question mark."""
+    return prompt[: prompt.index("?") + 1].split()[-1]
+
+
 def sample(folder: Path, questions: int) -> dict[str, Any]:
     """A batch of draws, twice; a few responses without verdicts; and items graded together."""
-    bench = Bench(folder, lambda prompt, asked: f"right {prompt[-20:]}" if "1?" in prompt else "no...")
-    draws = [draw_for(bench.roles, question) for question in make_questions(questions)]
+    bench = Bench(
+        folder, lambda prompt, asked: {"1?": "right", "2?": "right..."}.get(prompt_end(prompt), "no")
+    )
+    draws = [
+        Draw(question, tuple(bench.roles.generator_prompt(question)), seed=number)
+        for number, question in enumerate(make_questions(questions))
+    ]
     sampling = Sampling(1.0, 16)
     first = bench.sampler.batch(draws, sampling, "batch.jsonl", "collect")
     own = len(bench.engine.requests)
@@ -72,9 +85,6 @@ def fail(on: int, how: str) -> None:
     if ranks.rank() == on:
         time.sleep(0.2)
         if how == "killed":
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("the disk of this one is full", "here", "make room")
     ranks.barrier()

@@ -136,6 +136,7 @@ class ScriptedEngine:
         self.batches: list[int] = []
         self.weight_version = 5
         self.max_context: int | None = None
+        self.samples_elsewhere = False
 
     def take_weights(self, model: Any, steps: int = 1) -> None:
         self.weight_version += steps
