@@ -1,5 +1,6 @@
 """What the tests of data-parallel training run in each process."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,32 @@ from sdzero.method.srt import train_weighted
 from sdzero.models import load_tokenizer
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
+from sdzero.sharded import is_sharded, whole
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
 
 METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "divergence_r0", "divergence_r1")
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
 
 
 def tiny_model() -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=torch.float64)
+
+
+def with_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """The same with FSDP2, as `accelerate launch` sets it up."""
+    os.environ.update(FSDP2)
+    return dict(work(*arguments, **keywords))
 
 
 def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict[str, Any]:
@@ -81,6 +98,7 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
         "syncs": bench.teacher.sync_count,
         "metrics": metrics,
         "reported": bench.logged,
+        "sharded": is_sharded(bench.model),
     }
 
 
@@ -108,4 +126,10 @@ def srt(folder: Path, micro_batch_tokens: int | None = None) -> dict[str, Any]:
         ledger=Ledger(folder / "ledger.jsonl"),
     )
     forward = "the model's own" if "forward" not in model.__dict__ else "another"
-    return {"student": weights_of(model), "steps": steps, "metrics": metrics, "forward": forward}
+    return {
+        "student": weights_of(model),
+        "steps": steps,
+        "metrics": metrics,
+        "forward": forward,
+        "sharded": is_sharded(model),
+    }

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdzero import ranks
+from sdzero.errors import UserError
 from sdzero.method.roles import Roles
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
@@ -35,6 +37,12 @@ def open_engines(
     if recipe.rollout.engine == "transformers":
         yield transformers_engines(recipe, tokenizer)
         return
+    if ranks.count() > 1 and recipe.rollout.vllm.mode == "colocated":
+        raise UserError(
+            f"vLLM runs colocated with one process, and there are {ranks.count()}",
+            "rollout.vllm.mode",
+            "set rollout.vllm.mode=server: the first process samples with it for all",
+        )
     shared = shared_vllm(recipe, tokenizer, folder, report)
     try:
         yield vllm_engines(recipe, shared)

@@ -20,6 +20,7 @@ from sdzero import ranks, tiny
 from sdzero.errors import UserError
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
+from sdzero.sharded import whole_state
 
 # Loading and saving take moments; their bars and notes would drown the run's own lines.
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -135,15 +136,21 @@ def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedMode
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent."""
+    weights = whole_state(model)
     with ranks.turn_of_first() as is_mine:
         if is_mine:
-            _save_model(model, tokenizer, folder)
+            _save_model(model, tokenizer, folder, weights)
 
 
-def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None,
+) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

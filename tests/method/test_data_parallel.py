@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_parallel_work import phase_2, srt
+from data_parallel_work import phase_2, srt, with_fsdp
 from in_ranks import in_ranks
 from support import read_jsonl, without_seconds
 
@@ -83,3 +83,16 @@ def test_four_steps_are_two_and_two(tmp_path: Path) -> None:
         assert_equal_weights(own["teacher"], expected["teacher"], 0.0)
     assert [row["step"] for row in resumed[0]["metrics"]] == [3]
     assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "whole")
+
+
+def test_sharded_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
+    """FSDP2: responses, loss, gradients, weights after three steps, and the teacher synced from shards."""
+    (alone,) = in_ranks(phase_2, tmp_path / "one", processes=1)
+    own = in_ranks(partial(with_fsdp, phase_2), tmp_path / "two")
+    for found in own:
+        assert found["sharded"]
+        assert_equal_weights(found["student"], alone["student"], 1e-10)
+        assert_equal_weights(found["teacher"], alone["teacher"], 1e-10)
+        for row, expected in zip(found["metrics"], alone["metrics"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-6)
+    assert ledger_of(tmp_path / "two") == ledger_of(tmp_path / "one")

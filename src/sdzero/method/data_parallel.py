@@ -17,7 +17,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, Trainer
 
-from sdzero import ranks
+from sdzero import ranks, sharded
 from sdzero.method.hidden import hidden_states, output_head
 
 Loss = Callable[[], torch.Tensor]
@@ -25,6 +25,13 @@ Loss = Callable[[], torch.Tensor]
 
 class DataParallel(Trainer):
     """A trainer that is right with any number of processes; with one it is `Trainer`."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Take FSDP on a CPU too, where accelerate has it for GPUs only."""
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.num_processes > 1 and sharded.is_asked_for() and not self.accelerator.is_fsdp2:
+            sharded.use_on_cpu(self.accelerator)
+            super().create_accelerator_and_postprocess()
 
     def get_train_dataloader(self) -> Any:
         """The batches of all processes, the same for each of them, in the order of one process.

@@ -8,7 +8,7 @@ verifier of its own, and then all of them have the whole. Whoever calls the samp
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from sdzero.method.roles import Roles, trim_repeated_tail
 from sdzero.questions.question import Question
 from sdzero.rollout.engine import Request, Response, RolloutEngine, Sampling, streamed
 from sdzero.run_dir import RunDir
+from sdzero.sharded import whole_weights
 from sdzero.verify.verdict import Outcome, Verdict
 
 Progress = Callable[[str, int, int], None]
@@ -120,6 +121,7 @@ class GradedSampler:
         self.run = run
         self.ledger = ledger
         self._progress = progress
+        self._model: PreTrainedModel | None = None
 
     def batches(
         self,
@@ -174,8 +176,14 @@ class GradedSampler:
     def responses(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses without verdicts, shared out in the same way; nothing is kept or counted."""
         own = self.share(requests)
-        found = dict(pair for group in streamed(self.engine, own, sampling) for pair in group)
+        found = dict(pair for group in self._streamed(own, sampling) for pair in group)
         return ranks.whole_of_shares([found[place] for place in range(len(own))])
+
+    def _streamed(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[list[tuple[int, Response]]]:
+        with whole_weights(self._model):
+            yield from streamed(self.engine, requests, sampling)
 
     def stored(self, draws: Sequence[Draw], name: str) -> list[Graded] | None:
         """A batch that was finished before, from its file, or None. Raises UserError if it is another's."""
@@ -208,6 +216,7 @@ class GradedSampler:
     def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
         """Tell the engine that it samples with `model`'s weights, `steps` training steps further."""
         self.engine.take_weights(model, steps)
+        self._model = model
 
     def rest(self) -> None:
         """Nothing is sampled in a while: the engine may give memory back."""
@@ -240,7 +249,7 @@ class GradedSampler:
         """Sample a batch; each response that ended is handed to `grading` at once."""
         requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
         sampled = Sampled(draws)
-        for group in streamed(self.engine, requests, sampling):
+        for group in self._streamed(requests, sampling):
             for i, response in group:
                 ids, trimmed = list(response.token_ids), False
                 if trim and response.stop_reason == "end":

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from sdzero.errors import UserError
 from sdzero.models import read_model
+from sdzero.sharded import whole
 
 TEACHER_STATE = "teacher.json"
 TEACHER_WEIGHTS = "teacher.safetensors"
@@ -66,10 +67,14 @@ class Teacher:
         return cls(model, str(folder))
 
     def sync(self, student: PreTrainedModel) -> None:
-        """Teacher := student (paper, section 3.3, iterative self-evolution)."""
+        """Teacher := student (paper, section 3.3, iterative self-evolution); one that is sharded is gathered,
+        tensor by tensor."""
         if set(self.model.state_dict()) != set(student.state_dict()):
             raise ValueError("student and teacher have different parameters")
-        self.model.load_state_dict(student.state_dict())
+        with torch.no_grad():
+            own = self.model.state_dict()
+            for name, value in student.state_dict().items():
+                own[name].copy_(whole(value))
         self.model.requires_grad_(False)
         self.sync_count += 1
         self._means, self._fingerprint = {}, None
@@ -89,7 +94,7 @@ class Teacher:
                     exact = torch.promote_types(parameter.dtype, torch.float32)
                     mean = parameter if exact == parameter.dtype else parameter.to(exact)
                     self._means[name] = mean
-                mean.lerp_(student_state[name].to(mean), 1.0 - decay)
+                mean.lerp_(whole(student_state[name]).to(mean), 1.0 - decay)
                 if mean is not parameter:
                     parameter.copy_(mean)
         self.steps_followed += 1

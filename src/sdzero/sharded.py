@@ -1,0 +1,94 @@
+"""Weights that are sharded over the processes (FSDP2), and where the whole of them is needed.
+
+FSDP2 shards a model in place: its parameters become `DTensor`s, of which each process holds a part. They are
+whole while the model's own forward runs. Sampling, saving and a teacher that is made from the student need
+them whole too. All processes call these functions at the same place, for they are collective; for a model
+that is not sharded they do nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState  # type: ignore[import-untyped]
+from accelerate.utils import (  # type: ignore[import-untyped]
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+)
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from sdzero.errors import UserError
+
+_TRUE = ("1", "true", "yes")
+
+
+def is_asked_for() -> bool:
+    """Whether the launcher's configuration asks for FSDP. Raises UserError for one that cannot be used."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in _TRUE:
+        return False
+    wanted = {
+        "FSDP_VERSION": ("fsdp_version", "2"),
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": ("fsdp_cpu_ram_efficient_loading", "false"),
+        "FSDP_STATE_DICT_TYPE": ("fsdp_state_dict_type", "FULL_STATE_DICT"),
+    }
+    for variable, (key, value) in wanted.items():
+        found = os.environ.get(variable, "unset")
+        if found.lower() != value.lower():
+            raise UserError(
+                f"accelerate's configuration has {key}: {found}, and this needs {value}",
+                f"fsdp_config.{key}",
+                "start from recipes/distributed/fsdp2.yaml",
+            )
+    return True
+
+
+def use_on_cpu(accelerator: Accelerator) -> None:
+    """Make accelerate's state that of FSDP on a CPU, where accelerate by itself takes DDP."""
+    for state in (PartialState(), accelerator.state):  # the second takes up what the first has
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether the model's weights are sharded."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor, gathered if it is sharded."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered: torch.Tensor = tensor.full_tensor()
+    return gathered
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """All weights of a sharded model, whole, on the CPU, by name; None for one that is not sharded."""
+    if not is_sharded(model):
+        return None
+    return {name: whole(tensor.detach()).to("cpu") for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def whole_weights(model: torch.nn.Module | None) -> Iterator[None]:
+    """Have the weights whole in each process for what the block does; it takes the room of the whole model.
+
+    In the block the model may be called any number of times, in some of the processes or in none.
+    """
+    units = [] if model is None else [one for one in model.modules() if isinstance(one, FSDPModule)]
+    groups: list[Any] = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
+    kept = [group.post_forward_mesh_info for group in groups]
+    for unit in units:
+        unit.unshard()
+    for group in groups:
+        group.post_forward_mesh_info = None  # not sharded again after each forward
+    try:
+        yield
+    finally:
+        for group, mesh in zip(groups, kept, strict=True):
+            group.post_forward_mesh_info = mesh
+        for unit in units:
+            unit.reshard()
