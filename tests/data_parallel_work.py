@@ -12,7 +12,7 @@ from sdzero import ranks, tiny
 from sdzero.ledger import Ledger
 from sdzero.method.roles import Roles
 from sdzero.method.srt import train_weighted
-from sdzero.models import load_tokenizer
+from sdzero.models import load_tokenizer, save_model
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
 from sdzero.sharded import is_sharded, whole
@@ -35,6 +35,11 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
 
 def tiny_model() -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=torch.float64)
+
+
+def without_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """As several processes work by default: DDP."""
+    return dict(work(*arguments, **keywords))
 
 
 def with_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
@@ -125,6 +130,7 @@ def srt(folder: Path, micro_batch_tokens: int | None = None) -> dict[str, Any]:
         log=metrics.append,
         ledger=Ledger(folder / "ledger.jsonl"),
     )
+    save_model(model, tokenizer, folder / "model")
     forward = "the model's own" if "forward" not in model.__dict__ else "another"
     return {
         "student": weights_of(model),

@@ -20,7 +20,7 @@ from sdzero.questions.splits import QuestionSets
 from sdzero.recipe import AlarmSettings, Recipe
 from sdzero.recipe_base import OptimizerSettings
 from sdzero.run_dir import RunDir
-from sdzero.sharded import is_sharded, whole_state
+from sdzero.sharded import whole_state
 from sdzero.step_log import StepLog
 
 Report = Callable[[str], None]
@@ -128,8 +128,8 @@ class RunContext:
         """
         model = self.load(self.recipe.model.path)
         for number, sequences in enumerate(stages):
-            if is_sharded(model):  # by the stage before: the next one shards it anew
-                weights = whole_state(model)
+            weights = whole_state(model)
+            if weights is not None:  # sharded by the stage before: the next one shards it anew
                 model = self.load(self.recipe.model.path)
                 model.load_state_dict(weights)
             train_weighted(

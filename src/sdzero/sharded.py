@@ -66,10 +66,18 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """All weights of a sharded model, whole, on the CPU, by name; None for one that is not sharded."""
+    """All weights of a sharded model, whole, on the CPU, by name; None for one that is not sharded.
+
+    Names of one and the same weight (a tied head) have one and the same tensor.
+    """
     if not is_sharded(model):
         return None
-    return {name: whole(tensor.detach()).to("cpu") for name, tensor in model.state_dict().items()}
+    found: dict[int, torch.Tensor] = {}
+    state = model.state_dict(keep_vars=True)
+    for tensor in state.values():
+        if id(tensor) not in found:
+            found[id(tensor)] = whole(tensor.detach()).to("cpu")
+    return {name: found[id(tensor)] for name, tensor in state.items()}
 
 
 @contextmanager

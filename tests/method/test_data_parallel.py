@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from data_parallel_work import phase_2, srt, with_fsdp
+from data_parallel_work import phase_2, srt, with_fsdp, without_fsdp
 from in_ranks import in_ranks
 from support import read_jsonl, without_seconds
 
@@ -57,14 +58,26 @@ def test_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
     assert len(asked) == len(set(asked)) == 10, "every question once, none twice, none lost"
 
 
-@pytest.mark.parametrize("limit", [None, 90])
-def test_srt_is_that_of_one_process(tmp_path: Path, limit: int | None) -> None:
+@pytest.mark.parametrize(
+    ("setting", "limit"),
+    [
+        (without_fsdp, None),
+        (without_fsdp, 90),
+        pytest.param(with_fsdp, 90, marks=pytest.mark.slow),
+    ],
+    ids=["ddp", "ddp in parts", "fsdp2 in parts"],
+)
+def test_srt_is_that_of_one_process(tmp_path: Path, setting: Any, limit: int | None) -> None:
     """Nine sequences in batches of 4: to the last batch of one, one of the processes has nothing to give."""
     (alone,) = in_ranks(srt, tmp_path / "one", limit, processes=1)
-    first, second = in_ranks(srt, tmp_path / "two", limit)
+    first, second = in_ranks(partial(setting, srt), tmp_path / "two", limit)
+    assert first["sharded"] == (setting is with_fsdp)
     assert_equal_weights(first["student"], second["student"], 0.0)
     assert_equal_weights(first["student"], alone["student"], 1e-10)
     assert first["steps"] == alone["steps"] == 3
+    saved = load_file(tmp_path / "two/model/model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "one/model/model.safetensors").keys()
+    assert all(torch.equal(saved[name], first["student"][name]) for name in saved)
     assert ledger_of(tmp_path / "two") == ledger_of(tmp_path / "one")
     assert [row["loss"] for row in first["metrics"]] == pytest.approx(
         [row["loss"] for row in alone["metrics"]], rel=1e-6
@@ -72,12 +85,15 @@ def test_srt_is_that_of_one_process(tmp_path: Path, limit: int | None) -> None:
     assert first["forward"] == second["forward"] == alone["forward"] == "the model's own"
 
 
-def test_four_steps_are_two_and_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "setting", [without_fsdp, pytest.param(with_fsdp, marks=pytest.mark.slow)], ids=["ddp", "fsdp2"]
+)
+def test_three_steps_are_two_and_one(tmp_path: Path, setting: Any) -> None:
     """Stopped after two steps of two processes, with the teacher synced in between, and gone on with."""
-    expected, _ = in_ranks(phase_2, tmp_path / "whole")
-    cut = in_ranks(partial(phase_2, stop_after=2), tmp_path / "cut")
+    expected, _ = in_ranks(partial(setting, phase_2), tmp_path / "whole")
+    cut = in_ranks(partial(setting, phase_2, stop_after=2), tmp_path / "cut")
     assert [row["step"] for row in cut[0]["reported"]] == [1, 2]
-    resumed = in_ranks(phase_2, tmp_path / "cut")
+    resumed = in_ranks(partial(setting, phase_2), tmp_path / "cut")
     for own in resumed:
         assert_equal_weights(own["student"], expected["student"], 0.0)
         assert_equal_weights(own["teacher"], expected["teacher"], 0.0)

@@ -117,7 +117,7 @@ class QuestionOrder:
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         self._seed = args.seed if args.data_seed is None else args.data_seed
-        self.steps_per_epoch = math.ceil(size / self._per_step)
+        self.steps_per_epoch: int = math.ceil(size / self._per_step)
 
     def of_step(self, step: int) -> list[int]:
         """The numbers of a step's questions; the last step of an epoch may have fewer than the others."""
