@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sdzero import tiny
+from sdzero.adapters import attach_adapter, lora_config
 from sdzero.ledger import Ledger
+from sdzero.method.adapter_teacher import AdapterTeacher
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import SAME_NAME, SelfDistillationConfig
 from sdzero.method.graded import GradedSampler
@@ -21,6 +23,7 @@ from sdzero.packed_attention import enable_packing
 from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, PhraseSettings, Recipe
 from sdzero.recipe_distill import DistillSettings
+from sdzero.recipe_lora import LoraSettings
 from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.run_dir import RunDir
 from sdzero.tiny.arithmetic import post_training_problems
@@ -67,6 +70,7 @@ class Bench:
         tuning_score: Any = None,
         extra: dict[str, Any] | None = None,
         packed: bool = False,
+        lora: LoraSettings | None = None,
         **distill: Any,
     ) -> None:
         recipe = make_recipe(**distill)
@@ -74,6 +78,8 @@ class Bench:
         model_folder = tiny.model_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
         self.model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+        if lora is not None:
+            attach_adapter(self.model, lora_config(lora), seed=1, base=str(model_folder))
         roles = Roles(self.tokenizer, PhraseSettings(), ChatSettings())
         engine = TransformersEngine(self.model, [roles.end_token_id], self.tokenizer.pad_token_id)
         verifier = MathVerifier()
@@ -95,9 +101,12 @@ class Bench:
         arguments |= {"max_steps": max_steps} | (extra or {})
         own = {name: getattr(settings, name) for name in SAME_NAME}
         config = SelfDistillationConfig(**arguments, **own, sync_every=settings.sync_every or 0)
-        self.teacher = (
-            Teacher(teacher, "given") if teacher is not None else Teacher.load(model_folder, dtype, "cpu")
-        )
+        if teacher is not None:
+            self.teacher = Teacher(teacher, "given")
+        elif lora is not None and lora.teacher == "shared":
+            self.teacher = AdapterTeacher.beside(self.model, str(model_folder))
+        else:
+            self.teacher = Teacher.load(model_folder, dtype, "cpu")
         if packed:
             enable_packing(self.model)
             enable_packing(self.teacher.model)

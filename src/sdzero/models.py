@@ -1,25 +1,38 @@
 """Loading and saving the policy: a Hugging Face folder in, a Hugging Face folder out."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from sdzero import ranks, tiny
+from sdzero.adapters import (
+    attach_adapter,
+    has_adapter,
+    is_adapter_folder,
+    load_adapter_weights,
+    merge_adapter,
+    read_adapter_config,
+    save_adapter,
+)
 from sdzero.errors import UserError
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
+from sdzero.recipe_lora import LoraSettings
 from sdzero.sharded import whole_state
 
 # Loading and saving take moments; their bars and notes would drown the run's own lines.
@@ -50,7 +63,7 @@ def resolve_path(path: str) -> str:
         return str(_embedded_model(world))
     folder = Path(path)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not is_adapter_folder(folder):
             raise UserError(
                 "the model folder has no config.json",
                 str(folder),
@@ -91,10 +104,90 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(path: str, settings: ModelSettings) -> PreTrainedModel:
-    """Load a causal language model with the recipe's dtype, attention and device."""
-    model = read_model(resolve_path(path), DTYPES[settings.dtype], attention_of(settings))
+    """Load a causal language model with the recipe's dtype, attention and device.
+
+    A folder with an adapter is read as the adapter's model with the adapter merged; with quantized weights,
+    which cannot be merged, with the adapter in it, frozen.
+    """
+    where = resolve_path(path)
+    if is_adapter_folder(where):
+        model = _read_with_adapter(where, settings, read_adapter_config(where))
+        if settings.quantization is None:
+            merge_adapter(model)
+        else:
+            model.requires_grad_(False)
+        return model
+    return _read_as_settings_say(where, settings)
+
+
+def load_to_train_on(path: str, settings: ModelSettings, lora: LoraSettings) -> PreTrainedModel:
+    """Load an adapter's folder so that the adapter is trained further. Raises UserError if it is another
+    kind of adapter than `lora` says."""
+    where = resolve_path(path)
+    config = read_adapter_config(where)
+    for key, own, wanted in (("rank", config.r, lora.rank), ("alpha", config.lora_alpha, lora.alpha)):
+        if own != wanted:
+            raise UserError(
+                f"the adapter to be trained on has {key} {own}, the recipe has {wanted}",
+                f"{where}, lora.{key}",
+                f"set lora.{key}={own}, or lora.keep=merged for a new adapter",
+            )
+    config.lora_dropout = lora.dropout
+    config.inference_mode = False
+    return _read_with_adapter(where, settings, config)
+
+
+def _read_with_adapter(where: str, settings: ModelSettings, config: LoraConfig) -> PreTrainedModel:
+    base = str(config.base_model_name_or_path or "")
+    model = _read_as_settings_say(resolve_path(base), settings)
+    attach_adapter(model, config, seed=0, base=base)
+    load_adapter_weights(model, where)
+    return model
+
+
+def _read_as_settings_say(where: str, settings: ModelSettings) -> PreTrainedModel:
+    if settings.quantization is not None:
+        return read_quantized(where, settings)
+    model = read_model(where, DTYPES[settings.dtype], attention_of(settings))
     model.to(pick_device(settings.device))  # type: ignore[arg-type]
     return model
+
+
+def read_quantized(where: str, settings: ModelSettings) -> PreTrainedModel:
+    """Load a model with its linear layers in 4 bits (NF4, QLoRA, arXiv 2305.14314), by bitsandbytes.
+
+    What is not quantized, and the products, are in the recipe's dtype. Raises UserError without bitsandbytes.
+    """
+    require_bitsandbytes("model.quantization", "set it to null")
+    dtype = DTYPES[settings.dtype]
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = pick_device(settings.device)
+    return read_model(
+        where,
+        dtype,
+        attention_of(settings),
+        quantization_config=quantization,
+        device_map={"": device},
+    )
+
+
+def require_bitsandbytes(key: str, instead: str) -> None:
+    """Raise UserError if bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "bitsandbytes is not installed", key, f"pip install 'sdzero[bitsandbytes]', or {instead}"
+        )
+
+
+def absolute_path(path: str) -> str:
+    """What `resolve_path` gives, a folder by its absolute path: a name that holds in other places too."""
+    where = resolve_path(path)
+    return str(Path(where).resolve()) if Path(where).is_dir() else where
 
 
 def attention_of(settings: ModelSettings) -> str:
@@ -105,7 +198,7 @@ def attention_of(settings: ModelSettings) -> str:
     return PACKED_SDPA if packs and settings.attention == "sdpa" else settings.attention
 
 
-def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def read_model(where: str, dtype: torch.dtype, attention: str, **keywords: Any) -> PreTrainedModel:
     """Load a causal language model from a folder or hub id.
 
     Raises UserError if it cannot be read, and if a weight is missing or of another shape than the
@@ -119,6 +212,7 @@ def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedMode
             attn_implementation=attention,
             trust_remote_code=False,
             output_loading_info=True,
+            **keywords,
         )
     except (*UNREADABLE, ImportError, RuntimeError) as error:
         raise UserError(f"the model cannot be loaded: {_first_line(error)}", where, _todo(where)) from error
@@ -135,8 +229,11 @@ def read_model(where: str, dtype: torch.dtype, attention: str) -> PreTrainedMode
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent."""
-    weights = whole_state(model)
+    """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent.
+
+    Of a model with an adapter the adapter is saved alone.
+    """
+    weights = None if has_adapter(model) else whole_state(model)
     with ranks.turn_of_first() as is_mine:
         if is_mine:
             _save_model(model, tokenizer, folder, weights)
@@ -150,7 +247,11 @@ def _save_model(
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=weights)
+    if has_adapter(model):
+        partial.mkdir(parents=True)
+        save_adapter(model, partial)
+    else:
+        model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

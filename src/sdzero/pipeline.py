@@ -20,6 +20,7 @@ from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
 from sdzero.evaluate.suite_run import load_suite, score_suite
 from sdzero.ledger import Ledger
+from sdzero.lora_start import student_and_teacher
 from sdzero.method.collect import collect
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
@@ -166,13 +167,16 @@ class Stages(RunContext):
             start = self.srt_folder()
             self.needs(start, "srt")
         start = resolve_path(start)
-        model = self.load(start)
         named = teacher or settings.teacher
         teacher_folder = resolve_path(named) if named else start
         device = pick_device(self.recipe.model.device)
-        reviser = Teacher.load(
-            teacher_folder, DTYPES[self.recipe.model.dtype], device, attention_of(self.recipe.model)
-        )
+        if self.recipe.lora is None:
+            model = self.load(start)
+            reviser = Teacher.load(
+                teacher_folder, DTYPES[self.recipe.model.dtype], device, attention_of(self.recipe.model)
+            )
+        else:
+            model, reviser = student_and_teacher(self, start, teacher_folder)
         self.report(
             f"{name}: {len(questions)} questions, {settings.divergence} divergence (on:"
             f" {settings.divergence_on}; by: {settings.divergence_backend}), full vocabulary, temperature 1,"

@@ -12,6 +12,7 @@ from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
 from sdzero.recipe_distill import DistillSettings
 from sdzero.recipe_labels import LabelSettings
+from sdzero.recipe_lora import LoraSettings, check_quantized
 from sdzero.recipe_rollout import RolloutSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
@@ -36,6 +37,7 @@ class ModelSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     packing: Literal["auto", "on", "off"] = "auto"
     gradient_checkpointing: bool = False
+    quantization: Literal["4bit"] | None = None
 
     @model_validator(mode="after")
     def _attention_packs(self) -> Self:
@@ -278,6 +280,7 @@ class Recipe(Settings):
     verifier: VerifierSettings = VerifierSettings()
     labels: LabelSettings = LabelSettings()
     rollout: RolloutSettings = RolloutSettings()
+    lora: LoraSettings | None = None
     collect: CollectSettings
     srt: SrtSettings
     distill: DistillSettings
@@ -296,6 +299,8 @@ class Recipe(Settings):
     def _stages_fit_together(self) -> Self:
         if self.distill.evaluate_every is not None and not self.data.tuning:
             raise ValueError("distill.evaluate_every scores the tuning set: set data.tuning above 0")
+        if self.model.quantization is not None:
+            check_quantized(self.lora, self.rollout.engine, self.distill.teacher)
         if self.evaluate.on == "tuning" and not self.data.tuning:
             raise ValueError("evaluate.on=tuning scores the tuning set: set data.tuning above 0")
         own_traces = self.distill.rehearsal_weight and self.distill.rehearsal_traces is None

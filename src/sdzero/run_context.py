@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdzero.adapters import attach_adapter, has_adapter, is_adapter_folder, lora_config, merge_adapter
 from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
@@ -14,11 +15,12 @@ from sdzero.method.graded import GradedSampler
 from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.srt import train_weighted
-from sdzero.models import load_model, save_model
+from sdzero.models import absolute_path, load_model, load_to_train_on, save_model
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
 from sdzero.recipe import AlarmSettings, Recipe
 from sdzero.recipe_base import OptimizerSettings
+from sdzero.rollout.engine import seed_of
 from sdzero.run_dir import RunDir
 from sdzero.sharded import whole_state
 from sdzero.step_log import StepLog
@@ -74,6 +76,27 @@ class RunContext:
         """Load a model with the recipe's dtype and device."""
         return load_model(str(path), self.recipe.model)
 
+    def trains_on_adapter(self, path: str | Path) -> bool:
+        """Whether a stage that starts at this folder trains the adapter in it, in place of a new one."""
+        lora, quantization = self.recipe.lora, self.recipe.model.quantization
+        return lora is not None and lora.keeps_adapter(quantization) and is_adapter_folder(path)
+
+    def load_to_train(self, path: str | Path) -> PreTrainedModel:
+        """Load a model to be trained: with LoRA it has an adapter, and only that is trained."""
+        if self.recipe.lora is None:
+            return self.load(path)
+        if self.trains_on_adapter(path):
+            return load_to_train_on(str(path), self.recipe.model, self.recipe.lora)
+        model = self.load(path)
+        self.put_adapter(model, path)
+        return model
+
+    def put_adapter(self, model: PreTrainedModel, path: str | Path) -> None:
+        """Put the recipe's LoRA into a model that was loaded from `path`."""
+        assert self.recipe.lora is not None, "for recipes with LoRA"
+        base = absolute_path(str(path))
+        attach_adapter(model, lora_config(self.recipe.lora), seed_of(self.recipe.seed, "lora"), base)
+
     def needs(self, folder: str | Path, stage: str) -> None:
         """Raise UserError if what the stage before makes is not there."""
         if not Path(folder).exists():
@@ -126,7 +149,7 @@ class RunContext:
 
         The rounds of a stage (`srt/round-1`) are one stage in the ledger.
         """
-        model = self.load(self.recipe.model.path)
+        model = self.load_to_train(self.recipe.model.path)
         for number, sequences in enumerate(stages):
             weights = whole_state(model)
             if weights is not None:  # sharded by the stage before: the next one shards it anew
@@ -170,7 +193,16 @@ class RunContext:
             )
 
     def keep(self, name: str, model: PreTrainedModel, facts: dict[str, Any]) -> None:
-        """Save a finished stage's model; optimizer states are of no use once it is there."""
+        """Save a finished stage's model; optimizer states are of no use once it is there.
+
+        A model with an adapter is kept as `lora.keep` says; if merged, so is `model` itself, and the adapter
+        is kept beside, in `name/adapter`.
+        """
+        if has_adapter(model):
+            assert self.recipe.lora is not None, "only a recipe with LoRA puts adapters in"
+            if not self.recipe.lora.keeps_adapter(self.recipe.model.quantization):
+                save_model(model, self.tokenizer, self.run.path(f"{name}/adapter"))
+                merge_adapter(model)
         save_model(model, self.tokenizer, self.run.path(f"{name}/model"))
         self.run.mark_done(name, facts)
         self.run.remove_folders(name, "checkpoints*")

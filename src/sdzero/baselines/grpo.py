@@ -50,6 +50,7 @@ from sdzero import ranks
 from sdzero.baselines.grpo_rollouts import QuestionRows, Rollouts, most_steps, verdict_reward
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending
 from sdzero.errors import UserError
+from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
 from sdzero.method.training import (
     DeterministicCheckpoints,
@@ -88,7 +89,7 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     steps = most_steps(budget, settings.batch_size)
     questions = context.training_questions
     context.report(f"{name}: {budget} on {len(questions)} questions, {settings.responses_per_question} each")
-    model = context.load(context.recipe.model.path)
+    model = context.load_to_train(context.recipe.model.path)
     sampler = context.sampler(model)
     prompts = [tuple(sampler.roles.generator_prompt(question)) for question in questions]
     sampler.check_fits(zip(questions, prompts, strict=True), settings.max_new_tokens)
@@ -112,7 +113,7 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     )
 
 
-class VerifiedGrpoTrainer(GRPOTrainer):
+class VerifiedGrpoTrainer(KeepsAdapters, GRPOTrainer):
     """TRL's trainer on our rollouts."""
 
     def __init__(

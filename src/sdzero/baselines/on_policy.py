@@ -6,6 +6,8 @@ From the base model, one response a question over all training questions, epoch 
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending, steps_within
 from sdzero.errors import UserError
 from sdzero.method.distill import SelfDistillationTrainer
@@ -25,8 +27,9 @@ def train_on_policy(
     budget: Budget,
     objective: Objective,
     teacher: Teacher | None,
+    model: PreTrainedModel | None = None,
 ) -> None:
-    """Train the base model within the budget, and keep it in `name`.
+    """Train the base model (or `model`, which is it) within the budget, and keep it in `name`.
 
     Raises UserError for a budget that does not pay for one step.
     """
@@ -46,7 +49,8 @@ def train_on_policy(
             values = values | {"max_steps": spending.expected_steps(int(values["step"]))}
         log(values)
 
-    model = context.load(recipe.model.path)
+    if model is None:
+        model = context.load_to_train(recipe.model.path)
     sampler = context.sampler(model)
     prompts = ((q, context.roles.generator_prompt(q)) for q in questions)
     sampler.check_fits(prompts, settings.max_new_tokens)

@@ -10,8 +10,11 @@ On one batch the loss is that of TRL's experimental SDFT trainer with `full_logi
 failed on is left out, though its reward is not used: so all methods leave out the same.
 """
 
+from transformers import PreTrainedModel
+
 from sdzero.baselines.on_policy import train_on_policy
 from sdzero.baselines.sft import check_solutions
+from sdzero.lora_start import student_and_teacher
 from sdzero.method.objectives import ReferenceDivergence
 from sdzero.method.teacher import Teacher
 from sdzero.recipe_baselines import SdftSettings
@@ -29,7 +32,11 @@ def train_sdft(context: RunContext, name: str, settings: SdftSettings, budget: B
     if settings.reference == "solution":
         check_solutions(context.training_questions, "sdft.reference=answer")
     base = context.recipe.model.path
-    teacher = Teacher(context.load(base), base)
+    model: PreTrainedModel | None = None
+    if context.recipe.lora is None:
+        teacher = Teacher(context.load(base), base)
+    else:
+        model, teacher = student_and_teacher(context, base)
     context.report(
         f"{name}: {budget} on {len(context.training_questions)} questions, {settings.divergence} divergence,"
         f" full vocabulary, temperature 1, teacher {teacher.fingerprint} reads the {settings.reference}"
@@ -38,4 +45,4 @@ def train_sdft(context: RunContext, name: str, settings: SdftSettings, budget: B
     objective = ReferenceDivergence(
         settings.divergence, settings.chunk_tokens, settings.template, settings.reference
     )
-    train_on_policy(context, name, settings, budget, objective, teacher)
+    train_on_policy(context, name, settings, budget, objective, teacher, model)

@@ -34,6 +34,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sdzero import ranks
 from sdzero.errors import UserError
+from sdzero.method.adapter_checkpoints import KeepsAdapters
+from sdzero.method.adapter_teacher import check_apart
 from sdzero.method.alarms import alarms_for
 from sdzero.method.data_parallel import no_loss
 from sdzero.method.distill_config import SelfDistillationConfig
@@ -65,7 +67,7 @@ COUNTED = "counted.json"
 """In a checkpoint: how many rollouts were left out so far, and why; and what is known of solve rates."""
 
 
-class SelfDistillationTrainer(TrainsInParts):
+class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
     """Trains the student on its own responses; by default against a frozen or synchronised Reviser.
 
     Args:
@@ -121,9 +123,7 @@ class SelfDistillationTrainer(TrainsInParts):
         if objective.needs_teacher != (teacher is not None):
             raise ValueError(f"{type(objective).__name__} with teacher {teacher}: the two do not fit")
         if teacher is not None:
-            teacher_parameters = {id(p) for p in teacher.model.parameters()}
-            if any(id(p) in teacher_parameters for p in model.parameters()):
-                raise ValueError("the teacher shares parameters with the student")
+            check_apart(model, teacher)
             check_output_head(teacher.model)
         sampler.take_weights(model, steps=0)
         check_output_head(model)

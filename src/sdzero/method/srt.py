@@ -37,6 +37,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
+from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
 from sdzero.method.chunked_nll import weighted_nll_sum
 from sdzero.method.data_parallel import no_loss
@@ -159,7 +160,7 @@ class SRTConfig(SFTConfig):
             )
 
 
-class SRTTrainer(TrainsInParts, SFTTrainer):
+class SRTTrainer(KeepsAdapters, TrainsInParts, SFTTrainer):
     """TRL's SFTTrainer with a weight on each target token; rows hold `input_ids` and `token_weights`.
 
     The loss, the order of the rows (by length, from seed and epoch alone, so that a resumed run sees

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from sdzero.adapters import merged_weights, plain_state
 from sdzero.errors import UserError
 from sdzero.models import read_model
 from sdzero.sharded import whole
@@ -66,14 +67,18 @@ class Teacher:
         model.to(device)  # type: ignore[arg-type]
         return cls(model, str(folder))
 
+    def own_parameters(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """What of `model` is the teacher's to change: all, as it is without an adapter."""
+        return dict(merged_weights(model))
+
     def sync(self, student: PreTrainedModel) -> None:
         """Teacher := student (paper, section 3.3, iterative self-evolution); one that is sharded is gathered,
         tensor by tensor."""
-        if set(self.model.state_dict()) != set(student.state_dict()):
+        state, own = plain_state(student), self.model.state_dict()
+        if set(own) != set(state):
             raise ValueError("student and teacher have different parameters")
         with torch.no_grad():
-            own = self.model.state_dict()
-            for name, value in student.state_dict().items():
+            for name, value in state.items():
                 own[name].copy_(whole(value))
         self.model.requires_grad_(False)
         self.sync_count += 1
@@ -84,7 +89,7 @@ class Teacher:
 
         The mean is kept in float32 where the model's own type is shorter: a small step would be lost in it.
         """
-        own, student_state = dict(self.model.named_parameters()), dict(student.named_parameters())
+        own, student_state = self.own_parameters(self.model), self.own_parameters(student)
         if set(own) != set(student_state):
             raise ValueError("student and teacher have different parameters")
         with torch.no_grad():
@@ -111,7 +116,7 @@ class Teacher:
         if self.sync_count or self.steps_followed:
             weights = {
                 name: self._means.get(name, p).detach().contiguous()
-                for name, p in self.model.named_parameters()
+                for name, p in self.own_parameters(self.model).items()
             }
             save_file(weights, folder / TEACHER_WEIGHTS)
         (folder / TEACHER_STATE).write_text(json.dumps(state, indent=2))
@@ -121,7 +126,7 @@ class Teacher:
         state = json.loads((folder / TEACHER_STATE).read_text())
         if state["sync_count"] or state["steps_followed"]:
             weights = load_file(folder / TEACHER_WEIGHTS)
-            own = dict(self.model.named_parameters())
+            own = self.own_parameters(self.model)
             if set(own) != set(weights):
                 raise UserError("the saved teacher has other parameters", str(folder / TEACHER_WEIGHTS))
             with torch.no_grad():

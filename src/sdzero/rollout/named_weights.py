@@ -12,18 +12,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sdzero.adapters import merged_weights
+
 HEAD = "lm_head.weight"
 """Under this name a checkpoint holds the output head."""
 
 
 def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its name. A head that is the embedding comes a second time, as a head: vLLM's CPU
-    build keeps a packed copy of it, which goes stale if only the embedding is loaded.
+    """Every weight by its name, with an adapter's part added. A head that is the embedding comes a second
+    time, as a head: vLLM's CPU build keeps a packed copy of it, which goes stale if only the embedding is
+    loaded.
 
-    The tensors are the model's own, without gradient: they are to be copied, not kept.
+    The tensors are the model's own (but for merged ones), without gradient: they are to be copied, not kept.
     """
-    for name, parameter in model.named_parameters():
-        yield name, parameter.detach()
+    yield from merged_weights(model)
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         yield HEAD, head.weight.detach()
