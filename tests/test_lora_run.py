@@ -14,7 +14,6 @@ from sdzero.cli import app
 from sdzero.method.teacher import fingerprint
 from sdzero.models import load_model
 from sdzero.recipe import ModelSettings
-from sdzero.recipe_io import load_recipe
 from support import micro_recipe, sdzero
 
 CPU = ModelSettings(device="cpu")
@@ -54,17 +53,10 @@ def test_a_run_keeps_what_the_recipe_says(tmp_path: Path, keep: str) -> None:
     assert set(results["evaluations"]) == {"base", "srt", "sdzero"}
     if keep == "merged":
         # The header names the teacher: it is the model that SRT kept, adapter included.
-        assert f"teacher {fingerprint(first)}" in shown
+        assert f"teacher {fingerprint(first)}" in " ".join(shown.split())
         torch.testing.assert_close(
             AutoModelForCausalLM.from_pretrained(distilled / "model").state_dict(), last.state_dict()
         )
-
-
-def test_without_lora_nothing_changes(micro_run: Path) -> None:
-    assert load_recipe(micro_run / "recipe.yaml").lora is None
-    for stage in ("srt/round-1", "distill", "rft"):
-        assert not is_adapter_folder(micro_run / stage / "model")
-        assert not (micro_run / stage / "adapter").exists()
 
 
 @pytest.mark.slow
