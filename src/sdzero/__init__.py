@@ -5,6 +5,7 @@ Public names: `Recipe`, `collect`, `SRTTrainer`, `SRTConfig`, `SelfDistillationT
 """
 
 import importlib
+import logging
 import os
 import warnings
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # TRL warns of newer versions of vLLM than its own use of it knows; its use of it is not ours.
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
+# bitsandbytes looks for kernels on the hub where the package `kernels` is installed, and warns where not.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

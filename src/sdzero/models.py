@@ -42,6 +42,10 @@ transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 UNREADABLE = (OSError, ValueError, SafetensorError)
 """What transformers raises for files that are missing or damaged."""
 
+PACKS_ON_CPU = "support_avx512bf16_for_cpu"
+"""bitsandbytes: on CPUs that can, a 4-bit layer in evaluation turns its weights, for good, into a form that
+computes in bfloat16 and has no gradient. A model that samples and is trained must not."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -167,13 +171,17 @@ def read_quantized(where: str, settings: ModelSettings) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
     )
     device = pick_device(settings.device)
-    return read_model(
+    model = read_model(
         where,
         dtype,
         attention_of(settings),
         quantization_config=quantization,
         device_map={"": device},
     )
+    for module in model.modules():
+        if hasattr(module, PACKS_ON_CPU):
+            setattr(module, PACKS_ON_CPU, False)
+    return model
 
 
 def require_bitsandbytes(key: str, instead: str) -> None:

@@ -12,13 +12,15 @@ class Settings(BaseModel):
 
 
 class OptimizerSettings(Settings):
-    """AdamW and its schedule. Sizes are in sequences per optimizer step and per micro-batch.
+    """AdamW and its schedule; `adamw_8bit` keeps its state in 8 bits (bitsandbytes).
 
+    Sizes are in sequences per optimizer step and per micro-batch.
     With `micro_batch_tokens` a micro-batch goes through the model in parts of at most so many tokens,
     sequences of like length together. What is trained is the same to rounding, whatever the sizes.
     """
 
     learning_rate: float = Field(gt=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)

@@ -183,8 +183,11 @@ class RunContext:
             self.run.write_json(file, own)
             return
         stored = self.run.read_json(file)
-        differing = [key for key in own if stored.get(key) != own[key]]
-        if differing or set(stored) != set(own):
+        fields = type(settings).model_fields
+        # Keys that came since with what was done before as their default.
+        new = {key for key in own if key not in stored and own[key] == fields[key].default}
+        differing = [key for key in own if key not in new and stored.get(key) != own[key]]
+        if differing or set(stored) != set(own) - new:
             shown = ", ".join(f"{key}: {stored.get(key)!r} there, {own[key]!r} now" for key in differing)
             raise UserError(
                 f"`{name}` was trained with other settings ({shown})",

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sdzero import ranks
 from sdzero.errors import CollapseError, UserError
+from sdzero.models import require_bitsandbytes
 from sdzero.recipe_base import OptimizerSettings
 
 COMPLETE_MARKER = "complete.json"
@@ -20,6 +21,9 @@ COMPLETE_MARKER = "complete.json"
 
 CHECKPOINTS_KEPT = 2
 """The newest and the one before: a process may be killed while it writes the newest."""
+
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+"""What transformers calls them."""
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -40,6 +44,8 @@ def training_arguments(
     to the callbacks. Several processes share `batch_size` out, in micro-batches of at most
     `micro_batch_size`. Raises UserError if they cannot have equal shares.
     """
+    if settings.optimizer == "adamw_8bit":
+        require_bitsandbytes("optimizer", "set optimizer to adamw")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     own, rest = divmod(settings.batch_size, processes)
     if rest:
@@ -57,7 +63,7 @@ def training_arguments(
         "lr_scheduler_type": settings.schedule,
         # transformers reads a number below 1 as a share of all steps.
         "warmup_steps": settings.warmup_steps or settings.warmup_ratio,
-        "optim": "adamw_torch_fused",
+        "optim": OPTIMIZERS[settings.optimizer],
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.betas[0],
         "adam_beta2": settings.betas[1],
