@@ -310,6 +310,30 @@ def evaluate(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    to: Annotated[Path, typer.Option(help="The folder to write, a new one.")],
+    model: Annotated[str, typer.Option(help="Which of the run's models: sdzero, srt, rft, ...")] = "sdzero",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter alone, for the base model.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's model as a Hugging Face folder with a model card, for transformers, vLLM and others.
+
+    Example: sdzero export runs/demo --to models/demo
+    """
+
+    def work() -> None:
+        from sdzero.export import export_model
+
+        export_model(folder, to, model, adapter)
+        report(f"model: {to}")
+
+    guarded(work, debug)
+
+
+@app.command()
 def compare(
     recipe: RecipeArgument,
     overrides: Overrides = None,

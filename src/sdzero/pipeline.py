@@ -19,6 +19,7 @@ from sdzero.engines import EngineMaker, open_engines
 from sdzero.errors import UserError
 from sdzero.evaluate.score import evaluate
 from sdzero.evaluate.suite_run import load_suite, score_suite
+from sdzero.export import card_of
 from sdzero.ledger import Ledger
 from sdzero.lora_start import student_and_teacher
 from sdzero.method.collect import collect
@@ -349,6 +350,8 @@ class Stages(RunContext):
         if self.recipe.rft.enabled:
             self.baseline("rft")
         results = self.evaluate_all()
+        card = card_of(self.run, self.recipe, "sdzero", self.run.path("distill/model"))
+        self.run.write_text("distill/model/README.md", card)
         if suite is not None:
             self.suite(suite)
         return results
