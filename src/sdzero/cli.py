@@ -265,9 +265,16 @@ def evaluate(
     suite_data: Annotated[
         Path | None, typer.Option(help="A folder with local copies of the benchmarks; default: the hub.")
     ] = None,
+    lm_eval: Annotated[
+        Path | None,
+        typer.Option(
+            help="A task of lm-evaluation-harness (YAML), or a folder of tasks.", show_default=False
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Score the run's models, or one model folder, on the test questions or on a suite of benchmarks.
+    """Score the run's models, or one model folder, on the test questions, on a suite of benchmarks, or on
+    tasks of lm-evaluation-harness.
 
     Example: sdzero evaluate recipes/demo.yaml --output runs/demo --audit 50
     """
@@ -284,6 +291,14 @@ def evaluate(
                 raise UserError("an audit is of test questions", "--audit", "leave it out with --suite")
             scores = on_stages(settings, folder, lambda stages: stages.suite(suite, model, name, suite_data))
             print_suite(scores, folder, console)
+            return
+        if lm_eval is not None:
+            tasks = lm_eval
+            scored_by_it = on_stages(settings, folder, lambda stages: stages.harness(tasks, model, name))
+            for one, results in scored_by_it.items():
+                for task, metrics in results.items():
+                    shown = ", ".join(f"{key} {v:.4g}" for key, v in metrics.items() if isinstance(v, float))
+                    report(f"{one}, {task}: {shown}")
             return
         if suite_data is not None:
             raise UserError("this goes with --suite", "--suite-data", "name a suite: --suite paper8")

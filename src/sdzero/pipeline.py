@@ -17,6 +17,7 @@ from sdzero.allocator import keep_freed_memory
 from sdzero.baselines.registry import baseline_named
 from sdzero.engines import EngineMaker, open_engines
 from sdzero.errors import UserError
+from sdzero.evaluate.harness import score_with_harness
 from sdzero.evaluate.score import evaluate
 from sdzero.evaluate.suite_run import load_suite, score_suite
 from sdzero.export import card_of
@@ -307,11 +308,17 @@ class Stages(RunContext):
         self, suite: str, model: str | None = None, name: str = "model", data: Path | None = None
     ) -> dict[str, Any]:
         """Score the run's models, as far as they exist, or one folder, on named benchmarks."""
+        return score_suite(self, suite, self._to_score(model, name), data)
+
+    def harness(self, tasks: Path, model: str | None = None, name: str = "model") -> dict[str, Any]:
+        """The same on tasks of lm-evaluation-harness, a file or a folder of them."""
+        return score_with_harness(self, tasks, self._to_score(model, name))
+
+    def _to_score(self, model: str | None, name: str) -> dict[str, str]:
         if model is not None:
             check_score_name(name)
-            return score_suite(self, suite, {name: model}, data)
-        own = {key: path for key, path in self.models().items() if key == "base" or Path(path).exists()}
-        return score_suite(self, suite, own, data)
+            return {name: model}
+        return {key: path for key, path in self.models().items() if key == "base" or Path(path).exists()}
 
     def models(self) -> dict[str, str]:
         """The models that evaluation compares, by name, as far as they exist."""
