@@ -63,6 +63,8 @@ SECTIONS = {
     " model's own responses agree on. See [label-free.md](label-free.md).",
     "rollout": "The engine that samples. See [rollouts.md](rollouts.md).",
     "rollout.vllm": "How vLLM is run, with `engine: vllm`.",
+    "lora": "Adapters are trained in place of all weights. Without this section there are none. See"
+    " [lora.md](lora.md).",
     "collect": "Phase 1a: initial responses, verdicts, revisions, kept traces.",
     "srt": "Phase 1b: self-revision training.",
     "distill": "Phase 2: on-policy self-distillation.",
@@ -85,6 +87,7 @@ SECTIONS = {
 
 OPTIMIZER = {
     "learning_rate": "AdamW's peak learning rate.",
+    "optimizer": "`adamw_8bit` keeps its state in 8 bits, by bitsandbytes.",
     "schedule": "Learning rate over the steps.",
     "warmup_steps": "Warm-up in steps. Excludes `warmup_ratio`.",
     "warmup_ratio": "Warm-up as a share of all steps. Excludes `warmup_steps`.",
@@ -142,6 +145,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "packing": "Train on several sequences in one row, without padding; `auto`: with FlashAttention, and"
         " with `sdpa` on a GPU. The result stays, to rounding.",
         "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
+        "quantization": "`4bit`: frozen weights in 4 bits by bitsandbytes (QLoRA). Needs a section `lora`.",
     },
     "chat": {
         "system_prompt": "System message before every question.",
@@ -241,6 +245,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         " float32, 0.5 for bfloat16, 0.1 for float16.",
         "startup_seconds": "How long a server may take to start.",
         "request_seconds": "How long a server may take to answer a request.",
+    },
+    "lora": {
+        "rank": "Columns of B and rows of A.",
+        "alpha": "B A is scaled by alpha / rank.",
+        "dropout": "Dropout before A, in training.",
+        "target_modules": "Ends of names of linear layers, or all but the output head.",
+        "keep": "What a stage leaves: the merged model, or the adapter alone; `auto`: the adapter with"
+        " `model.quantization`, else merged.",
+        "teacher": "The Reviser as an adapter on the student's frozen weights, or as a second model.",
     },
     "collect": SAMPLING
     | {
