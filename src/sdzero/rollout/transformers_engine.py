@@ -42,7 +42,9 @@ class TransformersEngine:
     `packed` copies the weights, for the length of a call, into a layout that few rows read two to three
     times as fast; it rounds differently. None does so for models of `decode_step.PACK_FROM` parameters
     where it can be done. `refill` lets waiting requests take the places of ended rows; batches then mix
-    other requests, which also rounds differently. None does so wherever the weights are packed.
+    other requests, which also rounds differently. None does so wherever the weights are packed: a step of
+    a large model costs nearly the same for few rows as for many, one of a tiny model does not
+    (`benchmarks/rollout_speed.py --batching` measures both).
     """
 
     def __init__(
