@@ -50,6 +50,13 @@ def whole(*arguments: Any, **named: Any) -> Found:
     return side_by_side.whole(*arguments, **named)
 
 
+def step_apart(*arguments: Any, **named: Any) -> Found:
+    """See `apart.step_apart`."""
+    import apart
+
+    return apart.step_apart(*arguments, **named)
+
+
 def memory(runs: int) -> Found:
     """Peak memory: measured once each, since it does not vary."""
     from memory import memory
@@ -69,7 +76,9 @@ def rollouts(runs: int) -> Found:
     """Sampling against `model.generate`."""
     import rollout_speed
 
-    return Found([Entry(**entry) for entry in rollout_speed.entries(runs)])
+    found = [dict(entry) for entry in rollout_speed.entries(runs)]
+    speeds = {entry["name"]: entry.pop("tokens_per_second") for entry in found}
+    return Found([Entry(**entry) for entry in found], {"rollouts": {"tokens_per_second": speeds}})
 
 
 def sandbox(runs: int) -> Found:
@@ -85,6 +94,7 @@ PARTS: Mapping[str, Callable[[int], Found]] = {
     "step-tiny": lambda runs: whole("tiny", 3 * runs),
     "peers-24m": lambda runs: update("24m", runs, ("sdft", "sdpo", "distillation")),
     "step-24m": lambda runs: whole("24m", runs, as_it_comes=True),
+    "step-24m-apart": lambda runs: step_apart("24m", runs),
     "step-70m": lambda runs: whole("70m", runs, updates=True),
     "peers-70m": lambda runs: update("70m", runs, ("sdpo", "distillation"), batch=2),
     "memory": memory,
