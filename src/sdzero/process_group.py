@@ -31,11 +31,47 @@ COLLECTIVE_HOURS = 6.0
 STORE_SECONDS = 300.0
 """How long the processes may take to find each other."""
 
+FSDP_NEEDS = {
+    "fsdp_version": "2",
+    "fsdp_cpu_ram_efficient_loading": "false",
+    "fsdp_state_dict_type": "FULL_STATE_DICT",
+}
+"""What accelerate's configuration must say: each process loads whole models, for sampling and as teacher."""
+
 _FAILED, _FAILURES = "sdzero/failed", "sdzero/failures"
 
 
 class PeerError(UserError):
     """Another process of the run failed first; it has told the user why."""
+
+
+def asks_for(what: str) -> bool:
+    """Whether accelerate's launcher was told to use `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("1", "true", "yes")
+
+
+def check_launcher() -> None:
+    """Raise UserError for a configuration of accelerate's that cannot be used here."""
+    if asks_for("DEEPSPEED"):
+        raise UserError(
+            "DeepSpeed is not supported",
+            "distributed_type",
+            "FSDP2 shards the same things: start from recipes/distributed/fsdp2.yaml",
+        )
+    if not asks_for("FSDP"):
+        return
+    for key, value in FSDP_NEEDS.items():
+        found = os.environ.get(key.upper(), "unset")
+        if found.lower() != value.lower():
+            raise UserError(
+                f"accelerate's configuration has {key}: {found}, and FSDP needs {value} here",
+                f"fsdp_config.{key}",
+                "start from recipes/distributed/fsdp2.yaml",
+            )
+    if processes_started() == 1:
+        raise UserError(
+            "FSDP shards over several processes, and there is one", "num_processes", "set it to 2 or more"
+        )
 
 
 def processes_started() -> int:
@@ -50,6 +86,7 @@ def joined() -> Iterator[None]:
     Raises PeerError in place of an error that follows from another process's. Raises UserError if the
     processes do not find each other.
     """
+    check_launcher()
     if processes_started() == 1:
         yield
         return

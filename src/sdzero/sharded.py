@@ -6,7 +6,6 @@ them whole too. All processes call these functions at the same place, for they a
 that is not sharded they do nothing.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,29 +19,12 @@ from accelerate.utils import (  # type: ignore[import-untyped]
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from sdzero.errors import UserError
-
-_TRUE = ("1", "true", "yes")
+from sdzero.process_group import asks_for
 
 
 def is_asked_for() -> bool:
-    """Whether the launcher's configuration asks for FSDP. Raises UserError for one that cannot be used."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in _TRUE:
-        return False
-    wanted = {
-        "FSDP_VERSION": ("fsdp_version", "2"),
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": ("fsdp_cpu_ram_efficient_loading", "false"),
-        "FSDP_STATE_DICT_TYPE": ("fsdp_state_dict_type", "FULL_STATE_DICT"),
-    }
-    for variable, (key, value) in wanted.items():
-        found = os.environ.get(variable, "unset")
-        if found.lower() != value.lower():
-            raise UserError(
-                f"accelerate's configuration has {key}: {found}, and this needs {value}",
-                f"fsdp_config.{key}",
-                "start from recipes/distributed/fsdp2.yaml",
-            )
-    return True
+    """Whether the launcher's configuration asks for FSDP (`sdzero.process_group` has checked it)."""
+    return asks_for("FSDP")
 
 
 def use_on_cpu(accelerator: Accelerator) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from data_parallel_work import phase_2, srt, with_fsdp, without_fsdp
 from in_ranks import in_ranks
+from sdzero.method.data_parallel import keep_losses_out, let_losses_in
 from support import read_jsonl, without_seconds
 
 Found = dict[str, Any]
@@ -112,3 +113,33 @@ def test_sharded_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
         for row, expected in zip(found["metrics"], alone["metrics"], strict=True):
             assert row == pytest.approx(expected, rel=1e-6)
     assert ledger_of(tmp_path / "two") == ledger_of(tmp_path / "one")
+
+
+class Wrapper(torch.nn.Module):
+    """Stands for DDP and its like, which act when their forward is called."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.entered = 0
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        self.entered += 1
+        return self.module(*args, **keywords)
+
+
+def test_a_loss_is_run_inside_the_wrappers_forward() -> None:
+    """Until the model has its own forward again, which stays what it is for all other calls."""
+    model = torch.nn.Linear(2, 1)
+    inputs = torch.ones(1, 2)
+    expected = model(inputs)
+    let_losses_in(model)
+    wrapper = Wrapper(model)
+    loss = wrapper(loss=lambda: 3 * model.weight.sum())
+    assert wrapper.entered == 1
+    assert torch.equal(loss, 3 * model.weight.sum())
+    assert torch.equal(wrapper(inputs), expected)
+    keep_losses_out(model)
+    assert "forward" not in model.__dict__
+    with pytest.raises(TypeError):
+        model(loss=lambda: 0)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,7 +12,7 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method import srt
 from sdzero.method.roles import Roles, WeightedSequence
-from sdzero.method.srt import SRTConfig, SRTTrainer, srt_rows, train_weighted, weighted_loss_sum
+from sdzero.method.srt import SRTConfig, srt_rows, train_weighted, weighted_loss_sum
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
@@ -175,36 +174,6 @@ def test_first_logged_loss_is_the_mean_over_the_global_batch(tmp_path, tokenizer
     )
     assert logs[0]["loss"] == pytest.approx(loss_by_hand(make_model(), sequences).item(), rel=1e-6)
     assert (logs[0]["step"], logs[0]["max_steps"]) == (1, 1)
-
-
-class Wrapper(torch.nn.Module):
-    """Stands for DDP and its like: only the forward may be called."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
-
-
-def test_a_wrapped_model_has_the_same_loss_and_gradient(tmp_path, tokenizer):
-    sequences = make_sequences(6)
-    batch = make_batch(sequences)
-    rows = Dataset.from_dict(
-        {"input_ids": [s.token_ids for s in sequences], "token_weights": [s.weights for s in sequences]}
-    )
-    model = make_model(torch.float32)
-    config = SRTConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[])
-    trainer = SRTTrainer(model, config, rows, tokenizer)
-    results = []
-    for entered in (model, Wrapper(model)):
-        model.zero_grad()
-        loss = trainer.compute_loss(entered, dict(batch), num_items_in_batch=torch.tensor(10.0))
-        loss.backward()
-        results.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
 
 
 # ---- training ----

@@ -18,6 +18,8 @@ from accelerate.data_loader import prepare_data_loader  # type: ignore[import-un
 from transformers import PreTrainedModel, Trainer
 
 from sdzero import ranks, sharded
+from sdzero.adapters import has_adapter
+from sdzero.errors import UserError
 from sdzero.method.hidden import hidden_states, output_head
 
 Loss = Callable[[], torch.Tensor]
@@ -57,7 +59,16 @@ class DataParallel(Trainer):
         )
 
     def lets_losses_in(self) -> None:
-        """Make the model's forward run a loss that it is handed; call it when the trainer is made."""
+        """Make the model's forward run a loss that it is handed; call it when the trainer is made.
+
+        Raises UserError for an adapter on weights that are to be sharded.
+        """
+        if self.accelerator.num_processes > 1 and self.is_fsdp_enabled and has_adapter(self.model):
+            raise UserError(
+                "an adapter's weights are not sharded, and FSDP is asked for",
+                "model.lora",
+                "use DDP (recipes/distributed/ddp.yaml): an adapter's gradients and states are small",
+            )
         if self.accelerator.num_processes > 1:
             let_losses_in(self.accelerator.unwrap_model(self.model))
 

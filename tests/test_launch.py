@@ -1,0 +1,80 @@
+"""`sdzero run --num-processes`, as a user starts it: the same results, and a failure that is told once."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sdzero.errors import UserError
+from sdzero.process_group import check_launcher
+from sdzero.recipe_io import load_recipe
+from sdzero.run_dir import RunDir
+from support import command, environment, micro_recipe, read_jsonl, sdzero, without_seconds
+
+ONE_THREAD = environment() | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_failure_is_told_and_ends_all(tmp_path: Path) -> None:
+    recipe = micro_recipe(tmp_path)
+    with RunDir.open(tmp_path / "run", load_recipe(recipe, [])):
+        started = time.monotonic()
+        done = sdzero("run", recipe, "-o", tmp_path / "run", "--num-processes", "2", env=ONE_THREAD)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1
+    assert "another process" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 100
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 1"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+            "fsdp_cpu_ram_efficient_loading: true",
+        ),
+    ],
+)
+def test_what_the_launcher_asks_for_is_checked(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    check_launcher()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check_launcher()
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_two_processes_is_that_of_one(micro_run: Path, tmp_path: Path) -> None:
+    """Killed once, as a whole, in phase 2, and gone on with."""
+    folder = tmp_path / "run"
+    arguments: list[str | Path] = ["run", micro_recipe(tmp_path), "-o", folder, "--num-processes", "2"]
+    first = subprocess.Popen(command(*arguments), env=ONE_THREAD, start_new_session=True)
+    marker = folder / "distill/checkpoints/checkpoint-4/complete.json"
+    deadline = time.monotonic() + 300
+    while not marker.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    last = sdzero(*arguments, env=ONE_THREAD, timeout=300)
+    assert last.returncode == 0, last.stderr
+    ledgers = [
+        {(row["stage"], row["key"]): without_seconds(row) for row in read_jsonl(own / "ledger.jsonl")}
+        for own in (folder, micro_run)
+    ]
+    assert ledgers[0] == ledgers[1]
+    batches = sorted(file.relative_to(micro_run) for file in micro_run.rglob("batch-*.jsonl"))
+    assert batches
+    for batch in batches:
+        asked = [[row["question"] for row in read_jsonl(own / batch)] for own in (folder, micro_run)]
+        assert asked[0] == asked[1]
+    found, expected = (json.loads((own / "results.json").read_text()) for own in (folder, micro_run))
+    assert found["budget"]["responses"] == expected["budget"]["responses"]
+    assert found["recipe_sha256"] == expected["recipe_sha256"]
