@@ -89,3 +89,4 @@ def test_when_one_is_killed_the_other_stops(tmp_path: Path, on: int) -> None:
     assert time.monotonic() - started < 60
     assert isinstance(found[on], SystemExit)
     assert isinstance(found[1 - on], Exception | SystemExit), "it noticed"
+    assert "is gone" in (tmp_path / "errors").read_text() + str(found[1 - on])

@@ -83,7 +83,8 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
             console.quiet = not ranks.is_first()
             command()
     except process_group.PeerError as error:
-        Console(stderr=True).print(escape(f"stopped: {error}"), highlight=False, soft_wrap=True)
+        first_line = str(error).partition("\n")[0]  # that process has printed the rest
+        Console(stderr=True).print(escape(f"stopped: {first_line}"), highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except UserError as error:
         if debug:

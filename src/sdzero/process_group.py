@@ -31,14 +31,15 @@ COLLECTIVE_HOURS = 6.0
 STORE_SECONDS = 300.0
 """How long the processes may take to find each other."""
 
+ONE_IS_GONE = "another process of the run is gone without a word: it was killed, perhaps for memory"
+FIRST_IS_GONE = "process 0 is gone: it was killed, perhaps for memory, or its machine is lost"
+
 FSDP_NEEDS = {
     "fsdp_version": "2",
     "fsdp_cpu_ram_efficient_loading": "false",
     "fsdp_state_dict_type": "FULL_STATE_DICT",
 }
 """What accelerate's configuration must say: each process loads whole models, for sampling and as teacher."""
-
-_FAILED, _FAILURES = "sdzero/failed", "sdzero/failures"
 
 
 class PeerError(UserError):
@@ -146,7 +147,11 @@ class _Peers:
     def __init__(self, store: "Store", rank: int) -> None:
         self.store = store
         self._rank = rank
-        self._own: Store = store.clone()  # type: ignore[attr-defined]  # the thread's: the main thread may wait in the other one
+        # The main thread may wait in the other one.
+        self._own: Store = store.clone()  # type: ignore[attr-defined]
+        # A launcher that starts all processes again keeps its store.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._failed, self._failures = f"sdzero/failed/{attempt}", f"sdzero/failures/{attempt}"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="peers", daemon=True)
 
@@ -171,34 +176,35 @@ class _Peers:
         what = str(error) or type(error).__name__
         try:
             if _is_lost_connection(error):
-                # It may be on its way: whoever fails tells it before its connections are closed.
+                # Whoever fails says so before its connections are closed; who is killed says nothing.
                 self._wait_for_reason()
-            if self._own.add(_FAILURES, 1) == 1:
-                self._own.set(_FAILED, f"process {self._rank} failed: {what}")
+                return self._reason()
+            if self._own.add(self._failures, 1) == 1:
+                self._own.set(self._failed, f"process {self._rank} failed: {what}")
                 if self._rank == 0:
                     time.sleep(LINGER_SECONDS)
                 return None
             self._wait_for_reason()
             return self._reason()
         except RuntimeError:  # the store went with the first process
-            return "process 0 is gone, or its machine; its own last lines say why"
+            return FIRST_IS_GONE
 
     def _wait_for_reason(self) -> None:
         give_up = time.monotonic() + LINGER_SECONDS
-        while not self._own.check([_FAILED]) and time.monotonic() < give_up:
+        while not self._own.check([self._failed]) and time.monotonic() < give_up:
             time.sleep(0.1)
 
     def _reason(self) -> str:
-        return self._own.get(_FAILED).decode() if self._own.check([_FAILED]) else "another process failed"
+        return self._own.get(self._failed).decode() if self._own.check([self._failed]) else ONE_IS_GONE
 
     def _look(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN_LOOKS):
             try:
-                if not self._own.check([_FAILED]):
+                if not self._own.check([self._failed]):
                     continue
                 reason = self._reason()
             except RuntimeError:
-                reason = "process 0 is gone, or its machine; its own last lines say why"
+                reason = FIRST_IS_GONE
             if self._over.is_set():
                 return
             # The main thread may wait in a collective for one that will never come.

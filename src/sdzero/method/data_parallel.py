@@ -66,7 +66,7 @@ class DataParallel(Trainer):
         if self.accelerator.num_processes > 1 and self.is_fsdp_enabled and has_adapter(self.model):
             raise UserError(
                 "an adapter's weights are not sharded, and FSDP is asked for",
-                "model.lora",
+                "lora",
                 "use DDP (recipes/distributed/ddp.yaml): an adapter's gradients and states are small",
             )
         if self.accelerator.num_processes > 1:
