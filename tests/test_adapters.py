@@ -23,6 +23,7 @@ from sdzero.adapters import (
     merged_weights,
     plain_state,
     read_adapter_config,
+    refuse_sharding,
     save_adapter,
 )
 from sdzero.errors import UserError
@@ -207,3 +208,10 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     (folder / ADAPTER_WEIGHTS).write_bytes(b"short")
     with pytest.raises(UserError, match="cannot be read"):
         load_adapter_weights(model, folder)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launcher_that_cuts_weights_up_is_refused(variable: str) -> None:
+    refuse_sharding({variable: "false"})
+    with pytest.raises(UserError, match="LoRA does not run under"):
+        refuse_sharding({variable: "true"})

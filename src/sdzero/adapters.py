@@ -6,7 +6,7 @@ one (design, contract 5).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,18 @@ def attach_adapter(model: PreTrainedModel, config: LoraConfig, seed: int, base: 
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     model.peft_config[ADAPTER].base_model_name_or_path = base
     model.train(model.training)  # new layers are in training mode, with dropout, whatever the model is in
+
+
+def refuse_sharding(environment: Mapping[str, str]) -> None:
+    """Raise UserError under a launcher that cuts weights up: adapters are not followed there."""
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if environment.get(variable, "false").lower() in ("1", "true"):
+            raise UserError(
+                f"LoRA does not run under {name}",
+                "lora",
+                "launch plain data parallel processes (each holds the frozen weights; model.quantization makes"
+                " them small), or leave the section `lora` out",
+            )
 
 
 def _gpus() -> list[int]:

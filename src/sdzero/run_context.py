@@ -1,5 +1,6 @@
 """What the stages and the baselines of one run share: its folder, questions, verifier, models, budget."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdzero.adapters import attach_adapter, has_adapter, is_adapter_folder, lora_config, merge_adapter
+from sdzero.adapters import (
+    attach_adapter,
+    has_adapter,
+    is_adapter_folder,
+    lora_config,
+    merge_adapter,
+    refuse_sharding,
+)
 from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
@@ -85,6 +93,7 @@ class RunContext:
         """Load a model to be trained: with LoRA it has an adapter, and only that is trained."""
         if self.recipe.lora is None:
             return self.load(path)
+        refuse_sharding(os.environ)
         if self.trains_on_adapter(path):
             return load_to_train_on(str(path), self.recipe.model, self.recipe.lora)
         model = self.load(path)
@@ -93,6 +102,7 @@ class RunContext:
 
     def put_adapter(self, model: PreTrainedModel, path: str | Path) -> None:
         """Put the recipe's LoRA into a model that was loaded from `path`."""
+        refuse_sharding(os.environ)
         assert self.recipe.lora is not None, "for recipes with LoRA"
         base = absolute_path(str(path))
         attach_adapter(model, lora_config(self.recipe.lora), seed_of(self.recipe.seed, "lora"), base)
