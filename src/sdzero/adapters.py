@@ -110,8 +110,8 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
             raise UserError(
                 f"LoRA does not run under {name}",
                 "lora",
-                "launch plain data parallel processes (each holds the frozen weights; model.quantization makes"
-                " them small), or leave the section `lora` out",
+                "launch plain data parallel processes (each holds the frozen weights, small with"
+                " model.quantization), or leave the section `lora` out",
             )
 
 
