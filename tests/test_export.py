@@ -157,6 +157,7 @@ def test_what_cannot_be_exported(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_without_lora_there_is_no_adapter(micro_run: Path, tmp_path: Path) -> None:
     result = invoke("export", micro_run, "--to", tmp_path / "out", "--adapter")
     assert result.exit_code == 1

@@ -300,7 +300,13 @@ def test_responses_are_sampled_with_the_adapter_on(tmp_path: Path) -> None:
     bench.run.close()
 
 
-@pytest.mark.parametrize("settings", [SYNC, {"teacher_decay": 0.5}], ids=["sync", "mean"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(SYNC, id="sync"),
+        pytest.param({"teacher_decay": 0.5}, id="mean", marks=pytest.mark.slow),
+    ],
+)
 def test_four_steps_are_two_and_two_steps(tmp_path: Path, settings: dict[str, Any]) -> None:
     lora = LORA.model_copy(update={"dropout": 0.1})
     whole = Bench(tmp_path / "whole", QUESTIONS[:16], lora=lora, **SMALL, **settings)
