@@ -63,14 +63,16 @@ class DataParallel(Trainer):
 
         Raises UserError for an adapter on weights that are to be sharded.
         """
-        if self.accelerator.num_processes > 1 and self.is_fsdp_enabled and has_adapter(self.model):
+        if self.accelerator.num_processes == 1:
+            return
+        bare = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled and has_adapter(bare):
             raise UserError(
                 "an adapter's weights are not sharded, and FSDP is asked for",
                 "lora",
                 "use DDP (recipes/distributed/ddp.yaml): an adapter's gradients and states are small",
             )
-        if self.accelerator.num_processes > 1:
-            let_losses_in(self.accelerator.unwrap_model(self.model))
+        let_losses_in(bare)
 
     def loss_inside(self, model: torch.nn.Module, loss: Loss) -> torch.Tensor:
         """`loss()`, run where `model`'s wrapper expects its forward; scaled, for it averages gradients."""
