@@ -7,7 +7,6 @@ Of a run's several processes (`sdzero.ranks`) the first holds the folder and wri
 methods at the same places, which wait for the first to have written; appending to a log waits for nobody.
 """
 
-import fcntl
 import itertools
 import json
 import math
@@ -27,10 +26,11 @@ from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import differing_keys, dump_recipe, load_recipe, recipe_sha256
+from sdzero.run_lock import LOCK_NAME, release_lock, take_lock
 
 SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
-LOCK_NAME, MANIFEST_NAME, RECIPE_NAME = ".lock", "manifest.json", "recipe.yaml"
+MANIFEST_NAME, RECIPE_NAME = "manifest.json", "recipe.yaml"
 PACKAGES = ("torch", "transformers", "trl", "sdzero")
 MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms", "suite")
 """Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
@@ -38,17 +38,6 @@ the settings that they were made with; alarms stop a training or leave it as it 
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()
-_lock_descriptors: set[int] = set()
-
-
-def _drop_locks_in_child() -> None:
-    """A forked child shares the parent's lock and would keep it alive after the parent's death."""
-    for descriptor in _lock_descriptors:
-        os.close(descriptor)
-    _lock_descriptors.clear()
-
-
-os.register_at_fork(after_in_child=_drop_locks_in_child)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -86,7 +75,7 @@ class RunDir:
         try:
             _refuse_foreign_folder(root)
             _make_folder(root)
-            run = cls(root, _take_lock(root))
+            run = cls(root, take_lock(root))
         except OSError as error:
             raise UserError(
                 f"the run folder cannot be written ({error.strerror})", str(root), "choose another folder"
@@ -107,8 +96,7 @@ class RunDir:
     def close(self) -> None:
         """Give the folder up to other processes. May be called again."""
         if self._lock_descriptor is not None:
-            _lock_descriptors.discard(self._lock_descriptor)
-            os.close(self._lock_descriptor)
+            release_lock(self._lock_descriptor)
             self._lock_descriptor = None
 
     def __enter__(self) -> Self:
@@ -374,28 +362,6 @@ def _refuse_foreign_folder(root: Path) -> None:
             str(root),
             "choose a new or empty folder",
         )
-
-
-def _take_lock(root: Path) -> int:
-    """Lock the folder for this process; the kernel lets go when the process dies, however it dies."""
-    descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
-        os.close(descriptor)
-        raise UserError(
-            f"another process (id {holder}) is working in this folder",
-            str(root),
-            "wait for it to end, or choose another folder",
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    _lock_descriptors.add(descriptor)
-    return descriptor
 
 
 def _make_folder(folder: Path) -> None:
