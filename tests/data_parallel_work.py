@@ -63,7 +63,7 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
     bench = Bench(
         folder,
         QUESTIONS[:10],
-        teacher=perturbed(tiny_model()),
+        teacher=None if "lora" in changes else perturbed(tiny_model()),
         dtype=torch.float64,
         rehearsal=True,
         **settings | changes,

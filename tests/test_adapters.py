@@ -168,6 +168,8 @@ def test_an_adapter_folder_is_loaded_merged_or_to_be_trained_on(tmp_path: Path) 
     assert further.peft_config["default"].lora_dropout == 0.5
     with pytest.raises(UserError, match="rank 2, the recipe has 3"):
         load_to_train_on(str(folder), settings, LoraSettings(rank=3, alpha=6))
+    with pytest.raises(UserError, match="on other layers than the recipe names"):
+        load_to_train_on(str(folder), settings, LORA.model_copy(update={"target_modules": ["q_proj"]}))
 
 
 def test_a_second_adapter_is_refused() -> None:

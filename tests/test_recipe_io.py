@@ -104,6 +104,10 @@ def test_the_last_override_wins_and_can_mend_the_file(small: Path) -> None:
         (["distill.micro_batch_tokens=0"], ["distill.micro_batch_tokens", "greater than or equal to 1"]),
         (["model.packing=on", "model.attention=eager"], ["cannot read packed sequences", "model"]),
         (["rollout.engine=vllm", "rollout.cuda_graphs=true"], ["goes with engine: transformers", "rollout"]),
+        (
+            ["grpo.learning_rate=1e-4", "grpo.max_new_tokens=8", "grpo.micro_batch_tokens=128"],
+            ["has no micro_batch_tokens", "grpo"],
+        ),
         (["distill.token_share=0"], ["distill.token_share", "greater than 0"]),
         (["distill.early_stop_patience=2"], ["early_stop_patience needs evaluate_every"]),
         (["distill.evaluate_every=2"], ["data.tuning above 0"]),

@@ -31,6 +31,11 @@ def with_rollout(folder, rollout, **model):
         ({"engine": "vllm", "vllm": {"mode": "server", "allow_remote": True}}, "goes with `url`"),
         ({"engine": "vllm", "vllm": {"data_parallel_size": 2}}, "needs mode=server"),
         (
+            {"engine": "vllm", "vllm": {"weights_folder": "/dev/shm"}},
+            "`weights_folder` goes with mode",
+        ),
+        ({"engine": "vllm", "vllm": {"request_seconds": 5}}, "`request_seconds` goes with mode: server"),
+        (
             {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5, "kv_cache_gigabytes": 1}},
             "not both",
         ),
@@ -46,6 +51,11 @@ def test_pairs_that_cannot_be_are_refused(tmp_path, rollout, message):
     with pytest.raises(UserError, match=message) as found:
         with_rollout(tmp_path, rollout)
     assert "rollout" in str(found.value)
+
+
+def test_what_a_server_of_the_users_computes_in_may_be_said(tmp_path):
+    vllm = {"mode": "server", "url": "http://127.0.0.1:8000", "dtype": "bfloat16"}
+    assert with_rollout(tmp_path, {"engine": "vllm", "vllm": vllm}).rollout.vllm.dtype == "bfloat16"
 
 
 def test_a_remote_server_is_used_if_the_recipe_says_so(tmp_path):

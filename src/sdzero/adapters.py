@@ -126,6 +126,29 @@ def lora_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def check_targets(model: PreTrainedModel, settings: LoraSettings, where: str) -> None:
+    """Raise UserError if the adapter, read from `where`, is on other layers than the settings name."""
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    adapted = {name for name, _ in lora_layers(model)}
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | LoraLayer)
+        and module is not head
+        and not any(name.startswith(f"{own}.") for own in adapted)
+    }
+    named = settings.target_modules
+    if named != "all-linear":
+        linear = {name for name in linear if any(f".{name}".endswith(f".{target}") for target in named)}
+    if linear != adapted:
+        one = sorted(linear ^ adapted)[0]
+        raise UserError(
+            f"the adapter to be trained on is on other layers than the recipe names, such as {one}",
+            f"{where}, lora.target_modules",
+            "name the layers of the adapter, or set lora.keep=merged for a new adapter",
+        )
+
+
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Every parameter under its plain name, with the adapter's part added: what the model computes with.
 

@@ -283,6 +283,10 @@ def evaluate(
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
         folder = output or Path("runs") / settings.name
+        if lm_eval is not None:
+            for given, option in ((suite, "--suite"), (audit, "--audit"), (suite_data, "--suite-data")):
+                if given is not None:
+                    raise UserError("this does not go with --lm-eval", option, "evaluate once with each")
         if suite is not None:
             from sdzero.evaluate.suite_table import print_suite
             from sdzero.evaluate.suites import benchmarks_of

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from sdzero import tiny
+from sdzero import ranks, tiny
 from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
 from sdzero.method.roles import Roles
@@ -239,10 +239,8 @@ def _where_graded(recipe: Recipe) -> str:
     return f", in the sandbox `{recipe.verifier.sandbox.backend}`" if recipe.verifier.name == "code" else ""
 
 
-def dry_run(
-    recipe: Recipe, folder: Path, report: Callable[[str], None], progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Take one step of each stage; raises what the real run would raise. Returns the results."""
+def _prepare(recipe: Recipe, folder: Path) -> tuple[int, dict[str, Any], int]:
+    """Empty the folder and put model and data there; the model's size, the settings of the data, its rows."""
     if folder.exists():
         if not folder.is_dir():
             raise UserError("this is a file, not a folder", str(folder), "choose another --output")
@@ -255,14 +253,26 @@ def dry_run(
     (folder / "DRY_RUN").write_text("A dry run wrote this folder; the next one empties it.\n")
     parameters = make_small_model(recipe, folder / "model")
     rows, fields = two_rows(recipe)
-    small = small_recipe(recipe, folder, {"fields": fields, **write_rows(recipe, rows, folder)})
+    return parameters, {"fields": fields, **write_rows(recipe, rows, folder)}, len(rows)
+
+
+def dry_run(
+    recipe: Recipe, folder: Path, report: Callable[[str], None], progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Take one step of each stage; raises what the real run would raise. Returns the results."""
+    with ranks.turn_of_first() as is_mine:
+        own = _prepare(recipe, folder) if is_mine else None
+    of_first = ranks.gather(own)[0]
+    assert of_first is not None
+    parameters, changes, row_count = of_first
+    small = small_recipe(recipe, folder, changes)
     report(f"dry run of {recipe.name}. Substituted:")
     report(
         f"  model {recipe.model.path} -> random weights, same architecture, {parameters:,} parameters,"
         " on the CPU"
     )
     report(
-        f"  data {recipe.data.path or recipe.data.source} -> {len(rows)} rows in its schema,"
+        f"  data {recipe.data.path or recipe.data.source} -> {row_count} rows in its schema,"
         " the same in every set"
     )
     report(f"  responses of {recipe.distill.max_new_tokens} tokens -> {NEW_TOKENS}, ended by force")

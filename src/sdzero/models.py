@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from sdzero import ranks, tiny
 from sdzero.adapters import (
     attach_adapter,
+    check_targets,
     has_adapter,
     is_adapter_folder,
     load_adapter_weights,
@@ -138,7 +139,9 @@ def load_to_train_on(path: str, settings: ModelSettings, lora: LoraSettings) -> 
             )
     config.lora_dropout = lora.dropout
     config.inference_mode = False
-    return _read_with_adapter(where, settings, config)
+    model = _read_with_adapter(where, settings, config)
+    check_targets(model, lora, where)
+    return model
 
 
 def _read_with_adapter(where: str, settings: ModelSettings, config: LoraConfig) -> PreTrainedModel:

@@ -33,7 +33,7 @@ from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.thinking import thinking_of, thinking_warning
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import last_complete_checkpoint
-from sdzero.models import DTYPES, attention_of, load_tokenizer, pick_device, resolve_path
+from sdzero.models import load_tokenizer, pick_device, resolve_path
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.questions.splits import QuestionSets, split_questions
@@ -174,9 +174,7 @@ class Stages(RunContext):
         device = pick_device(self.recipe.model.device)
         if self.recipe.lora is None:
             model = self.load(start)
-            reviser = Teacher.load(
-                teacher_folder, DTYPES[self.recipe.model.dtype], device, attention_of(self.recipe.model)
-            )
+            reviser = Teacher(self.load(teacher_folder), teacher_folder)
         else:
             model, reviser = student_and_teacher(self, start, teacher_folder)
         self.report(

@@ -45,6 +45,8 @@ class GrpoSettings(OptimizerSettings):
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
+        if self.micro_batch_tokens is not None:
+            raise ValueError("TRL's GRPO trainer has no micro_batch_tokens: lower micro_batch_size")
         if self.batch_size % self.responses_per_question:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of responses_per_question"

@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 
 from sdzero.recipe_base import Settings
 
+SERVER_KEYS = ("weights_folder", "startup_seconds", "request_seconds")
+"""What only a server has."""
+
 OWN_SERVER_KEYS = (
-    "dtype",
     "tensor_parallel_size",
     "data_parallel_size",
     "gpu_memory_utilization",
@@ -30,10 +32,11 @@ class VllmSettings(Settings):
     unless `allow_remote` is set: prompts and weights go there unencrypted. Weights go to a server by way
     of `weights_folder`, which both must see (default: in the run's folder).
 
-    `dtype` is the model's if it is not given. Memory of the key-value cache: `gpu_memory_utilization` is
-    vLLM's share of the device, weights included; `kv_cache_gigabytes` sets the cache itself. `sleep` gives
-    the memory back while no responses are asked for; the CPU build cannot. After each push of weights the
-    log-probs of a few fixed sequences are compared; `probe_tolerance` is the largest difference that passes
+    `dtype` is the model's if it is not given; with `url` it says what that server computes in. Memory of the
+    key-value cache: `gpu_memory_utilization` is vLLM's share of the device, weights included;
+    `kv_cache_gigabytes` sets the cache itself. `sleep` gives the memory back while no responses are asked
+    for; the CPU build cannot. After each push of weights the log-probs of a few fixed sequences are
+    compared; `probe_tolerance` is the largest difference that passes
     (default: by dtype, see docs/rollouts.md).
     """
 
@@ -59,6 +62,10 @@ class VllmSettings(Settings):
             raise ValueError("`url` names a server: set mode to server")
         if self.url is None and self.allow_remote:
             raise ValueError("`allow_remote` goes with `url`")
+        fields = type(self).model_fields
+        idle = [key for key in SERVER_KEYS if getattr(self, key) != fields[key].default]
+        if self.mode == "colocated" and idle:
+            raise ValueError(f"`{idle[0]}` goes with mode: server")
         if self.mode == "colocated" and self.data_parallel_size > 1:
             raise ValueError("data_parallel_size above 1 needs mode=server: one process holds one replica")
         if self.gpu_memory_utilization is not None and self.kv_cache_gigabytes is not None:

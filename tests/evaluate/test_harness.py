@@ -59,6 +59,17 @@ def evaluate(folder: Path, recipe: Path, tasks: Path, *more: str) -> Any:
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    "more", [("--suite", "paper8"), ("--audit", "3"), ("--suite-data", "somewhere")], ids=lambda more: more[0]
+)
+def test_what_does_not_go_with_it_is_refused(tmp_path: Path, more: tuple[str, str]) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    result = evaluate(tmp_path, recipe, tmp_path, *more)
+    assert result.exit_code == 1
+    assert more[0] in result.stderr
+    assert "does not go with --lm-eval" in result.stderr
+
+
 @pytest.mark.slow
 def test_the_harness_scores_a_model_folder_on_a_local_task(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from data_parallel_work import phase_2, srt, with_fsdp, without_fsdp
 from in_ranks import in_ranks
 from sdzero.method.data_parallel import keep_losses_out, let_losses_in
+from sdzero.recipe_lora import LoraSettings
 from support import read_jsonl, without_seconds
 
 Found = dict[str, Any]
@@ -143,3 +144,16 @@ def test_a_loss_is_run_inside_the_wrappers_forward() -> None:
     assert "forward" not in model.__dict__
     with pytest.raises(TypeError):
         model(loss=lambda: 0)
+
+
+def test_phase_2_with_adapters_is_that_of_one_process(tmp_path: Path) -> None:
+    """The teacher's adapter stands in the model that the wrapper exchanges gradients for."""
+    work = partial(phase_2, lora=LoraSettings(rank=4, alpha=8))
+    (alone,) = in_ranks(work, tmp_path / "one", processes=1)
+    first, second = in_ranks(work, tmp_path / "two")
+    for who in ("student", "teacher"):
+        assert_equal_weights(first[who], second[who], 0.0)
+        assert_equal_weights(first[who], alone[who], 1e-10)
+    changed = {name for name, w in alone["student"].items() if not torch.equal(alone["start"][name], w)}
+    assert changed
+    assert all("lora_" in name for name in changed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -278,7 +279,7 @@ def server():
     fake.close()
 
 
-def serve(fake: FakeServer, folder: Path, **settings: float) -> ServedVllm:
+def serve(fake: FakeServer, folder: Path, **settings: Any) -> ServedVllm:
     own = VllmSettings(mode="server", url=fake.url, **settings)
     return use_server(fake.url, make_model(tied=True), own, folder, "float32", 3)
 
@@ -289,8 +290,23 @@ def test_a_server_is_sent_the_weights_and_named_them_when_its_cache_is_empty(ser
     assert server.loaded == [{name for name, _ in named_weights(model)}]
     assert server.resets == 2, "it was busy the first time"
     assert server.version == "mine-1"
+    (own,) = tmp_path.iterdir()
+    assert (own / "model.safetensors").is_file()
     served.close()
-    assert not (tmp_path / "weights").exists()
+    assert not own.exists()
+
+
+def test_what_else_is_in_the_folder_for_weights_is_left_alone(server, tmp_path):
+    theirs = tmp_path / "shared"
+    theirs.mkdir()
+    for name in ("config.json", "model.safetensors", "notes"):
+        (theirs / name).write_text("mine")
+    served = serve(server, tmp_path, weights_folder=str(theirs))
+    served.push(make_model(tied=True), "mine-1")
+    served.close()
+    assert {file.name: file.read_text() for file in theirs.iterdir()} == dict.fromkeys(
+        ("config.json", "model.safetensors", "notes"), "mine"
+    )
 
 
 def test_a_server_is_sent_token_ids_seeds_and_limits(server, tmp_path):

@@ -19,6 +19,9 @@ from sdzero.errors import UserError
 from sdzero.models import load_tokenizer
 from sdzero.run_context import RunContext
 
+BATCH = 8
+"""Requests that the harness scores at one time: it makes whole logits, [requests, tokens, vocabulary]."""
+
 
 def score_with_harness(context: RunContext, tasks: Path, models: Mapping[str, str]) -> dict[str, Any]:
     """Score `models` (name -> folder or hub id) on the tasks in `tasks`, a YAML file or a folder of them.
@@ -92,7 +95,7 @@ def _score(context: RunContext, path: str, names: list[str], tasks: Path) -> dic
     language_model = HFLM(
         pretrained=model,
         tokenizer=load_tokenizer(path),
-        batch_size=context.recipe.rollout.batch_size,
+        batch_size=min(context.recipe.rollout.batch_size, BATCH),
     )
     folder = tasks if tasks.is_dir() else tasks.parent
     scored = simple_evaluate(

@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -39,7 +40,7 @@ def start_server(
     model: PreTrainedModel, settings: VllmSettings, folder: Path, dtype: str, batch_size: int
 ) -> "ServedVllm":
     """Start a server with this model, and wait until it answers. Raises UserError if it does not."""
-    weights = Path(settings.weights_folder) if settings.weights_folder else folder / "weights"
+    weights = own_weights_folder(settings, folder)
     write_config(model, weights)
     write_weights(model, weights, DTYPES[dtype])
     port = free_port()
@@ -58,13 +59,19 @@ def use_server(
     url: str, model: PreTrainedModel, settings: VllmSettings, folder: Path, dtype: str, batch_size: int
 ) -> "ServedVllm":
     """Use a server that the user started. Raises UserError if it does not serve."""
-    weights = Path(settings.weights_folder) if settings.weights_folder else folder / "weights"
+    weights = own_weights_folder(settings, folder)
     write_config(model, weights)
     served = ServedVllm(url, settings, weights, dtype, batch_size, None)
     if not served.answers():
         raise served.silent("it does not answer")
     served.call("GET", "/weight_info")
     return served
+
+
+def own_weights_folder(settings: VllmSettings, folder: Path) -> Path:
+    """A new folder for weights, in `weights_folder` or the run's: what else is there is not ours to touch."""
+    place = Path(settings.weights_folder) if settings.weights_folder else folder
+    return place / f"sdzero-weights-{uuid.uuid4().hex[:12]}"
 
 
 class ServedVllm:
