@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from sdzero.engines import transformers_engines
 from sdzero.ledger import Ledger
+from sdzero.method.checkpoints import DeterministicCheckpoints
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import GradedSampler
@@ -19,7 +20,6 @@ from sdzero.method.grading import Grade
 from sdzero.method.objectives import Objective
 from sdzero.method.step_rollouts import rollout_file
 from sdzero.method.teacher import Teacher
-from sdzero.method.training import DeterministicCheckpoints
 from sdzero.models import DTYPES, load_model, pick_device
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe

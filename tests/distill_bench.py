@@ -13,12 +13,13 @@ from sdzero import tiny
 from sdzero.adapters import attach_adapter, lora_config
 from sdzero.ledger import Ledger
 from sdzero.method.adapter_teacher import AdapterTeacher
+from sdzero.method.checkpoints import last_complete_checkpoint
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import SAME_NAME, SelfDistillationConfig
 from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.teacher import Teacher
-from sdzero.method.training import last_complete_checkpoint, training_arguments
+from sdzero.method.training import training_arguments
 from sdzero.packed_attention import enable_packing
 from sdzero.questions.question import Question
 from sdzero.recipe import ChatSettings, PhraseSettings, Recipe

@@ -1,5 +1,6 @@
 """The command `sdzero`. Heavy imports happen inside the commands, so that help and errors are quick."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sdzero import launch, process_group, ranks
+from sdzero import launch, process_group, ranks, stopping
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
@@ -86,6 +87,11 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         first_line = str(error).partition("\n")[0]  # that process has printed the rest
         Console(stderr=True).print(escape(f"stopped: {first_line}"), highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    except stopping.Stopped as asked:
+        if not console.quiet:  # the first process
+            typer.echo(f"stopped by {asked}; what was finished is kept")
+            typer.echo(f"resume with: sdzero {shlex.join(sys.argv[1:])}")
+        raise typer.Exit(0) from None
     except UserError as error:
         if debug:
             raise

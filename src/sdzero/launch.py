@@ -18,6 +18,8 @@ SECONDS_TO_SAY_WHY = 6.0
 GRACE_SECONDS = 30.0
 """How long after a failure a process may take to end, before it is killed."""
 
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 def is_started() -> bool:
     """Whether a launcher started this process as one of several."""
@@ -27,7 +29,7 @@ def is_started() -> bool:
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run the command `sdzero` with `arguments` in so many processes; gives the exit status.
 
-    That is the one of a process that failed, or 0. SIGTERM and SIGINT are passed on to the processes.
+    That is the one of a process that failed, or 0. SIGTERM, SIGUSR1 and SIGINT are passed on to them.
     """
     shared = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
@@ -47,7 +49,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         for process in started:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         return _wait(started)
     finally:

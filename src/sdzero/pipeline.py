@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sdzero import stopping
 from sdzero.allocator import keep_freed_memory
 from sdzero.baselines.registry import baseline_named
 from sdzero.engines import EngineMaker, open_engines
@@ -23,6 +24,7 @@ from sdzero.evaluate.suite_run import load_suite, score_suite
 from sdzero.export import card_of
 from sdzero.ledger import Ledger
 from sdzero.lora_start import student_and_teacher
+from sdzero.method.checkpoints import last_complete_checkpoint
 from sdzero.method.collect import collect
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
@@ -32,7 +34,6 @@ from sdzero.method.srt import srt_rows
 from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.method.thinking import thinking_of, thinking_warning
 from sdzero.method.trace import RevisionTrace
-from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import load_tokenizer, pick_device, resolve_path
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
@@ -174,6 +175,7 @@ class Stages(RunContext):
         device = pick_device(self.recipe.model.device)
         if self.recipe.lora is None:
             model = self.load(start)
+            self.check_kept(teacher_folder)
             reviser = Teacher(self.load(teacher_folder), teacher_folder)
         else:
             model, reviser = student_and_teacher(self, start, teacher_folder)
@@ -393,6 +395,7 @@ def open_run(
         if recipe.verifier.name == "code":
             check_languages(questions, recipe.verifier.sandbox)
         with (
+            stopping.listening(),
             open_engines(recipe, tokenizer, run.path("rollout"), report) as make_engine,
             pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool,
         ):

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sdzero.errors import UserError
+from sdzero.stopping import Stopped
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -109,8 +110,12 @@ def joined() -> Iterator[None]:
         timeout=hours,
     )
     peers.watch()
+    stopped: Stopped | None = None
     try:
-        yield
+        try:
+            yield
+        except Stopped as asked:  # all of them stop, at the same place
+            stopped = asked
         peers.part()
     except BaseException as error:
         first = peers.tell(error)
@@ -118,6 +123,8 @@ def joined() -> Iterator[None]:
             raise PeerError(first) from error
         raise
     torch.distributed.destroy_process_group()
+    if stopped is not None:
+        raise stopped
 
 
 def _store(rank: int) -> "Store":

@@ -17,6 +17,7 @@ class OptimizerSettings(Settings):
     Sizes are in sequences per optimizer step and per micro-batch.
     With `micro_batch_tokens` a micro-batch goes through the model in parts of at most so many tokens,
     sequences of like length together. What is trained is the same to rounding, whatever the sizes.
+    The newest `checkpoints_kept` checkpoints stay while a stage trains: one may be damaged.
     """
 
     learning_rate: float = Field(gt=0)
@@ -30,6 +31,7 @@ class OptimizerSettings(Settings):
     batch_size: int = Field(default=32, ge=1)
     micro_batch_size: int = Field(default=32, ge=1)
     micro_batch_tokens: int | None = Field(default=None, ge=1)
+    checkpoints_kept: int = Field(default=2, ge=2)
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -18,6 +18,7 @@ from sdzero.adapters import (
 )
 from sdzero.engines import EngineMaker
 from sdzero.errors import UserError
+from sdzero.kept_models import check_kept_model, sums_of_model
 from sdzero.ledger import Ledger
 from sdzero.method.graded import GradedSampler
 from sdzero.method.grading import Grade
@@ -64,6 +65,8 @@ class RunContext:
     truth: Mapping[str, Question] = field(default_factory=dict)
     """In label-free mode, the training questions with their true answers, by id: for the report only."""
     label_stage: str = "labels"
+    _checked: set[str] = field(default_factory=set)
+    """Models of the run whose files were found to be as they were written."""
 
     @property
     def training_questions(self) -> list[Question]:
@@ -80,8 +83,15 @@ class RunContext:
         engine = self.make_engine(model, self.roles)
         return GradedSampler(engine, self.roles, self.grade, self.run, self.ledger, self.progress)
 
+    def check_kept(self, path: str | Path) -> None:
+        """Raise UserError if `path` is a model of this run that was damaged since; each is looked at once."""
+        if str(path) not in self._checked:
+            check_kept_model(self.run, path)
+            self._checked.add(str(path))
+
     def load(self, path: str | Path) -> PreTrainedModel:
         """Load a model with the recipe's dtype and device."""
+        self.check_kept(path)
         return load_model(str(path), self.recipe.model)
 
     def trains_on_adapter(self, path: str | Path) -> bool:
@@ -95,6 +105,7 @@ class RunContext:
             return self.load(path)
         refuse_sharding(os.environ)
         if self.trains_on_adapter(path):
+            self.check_kept(path)
             return load_to_train_on(str(path), self.recipe.model, self.recipe.lora)
         model = self.load(path)
         self.put_adapter(model, path)
@@ -217,5 +228,5 @@ class RunContext:
                 save_model(model, self.tokenizer, self.run.path(f"{name}/adapter"))
                 merge_adapter(model)
         save_model(model, self.tokenizer, self.run.path(f"{name}/model"))
-        self.run.mark_done(name, facts)
+        self.run.mark_done(name, facts, sums_of_model(self.run, name))
         self.run.remove_folders(name, "checkpoints*")

@@ -203,17 +203,21 @@ class RunDir:
         """
         return _parse(self._read(relative), self.path(relative), line_offset=0)
 
-    def read_jsonl(self, relative: str) -> list[Any]:
-        """Read a file of one JSON value a line.
+    def read_jsonl(self, relative: str, todo: str | None = None) -> list[Any]:
+        """Read a file of one JSON value a line. `todo`: what else than usual to do about a damaged one.
 
         Raises:
             UserError: the file is missing, damaged, or cut short within a line.
         """
-        *lines, rest = self._read(relative).split("\n")
-        file = self.path(relative)
-        if rest:
-            raise _damaged(file, f"line {len(lines) + 1}", "it ends within a line")
-        return [_parse(line, file, line_offset=number) for number, line in enumerate(lines)]
+        try:
+            *lines, rest = self._read(relative).split("\n")
+            file = self.path(relative)
+            if rest:
+                raise _damaged(file, f"line {len(lines) + 1}", "it ends within a line")
+            return [_parse(line, file, line_offset=number) for number, line in enumerate(lines)]
+        except UserError as error:
+            error.todo = todo or error.todo
+            raise
 
     def manifest(self) -> dict[str, Any]:
         """What the run was started with: schema, recipe hash, date, versions, seed."""
@@ -226,13 +230,17 @@ class RunDir:
         """Whether the stage has been marked as done."""
         return self.path(_marker(stage)).exists()
 
-    def mark_done(self, stage: str, info: dict[str, Any] | None = None) -> None:
-        """Mark a stage as done, with what later stages or people want to know of it.
+    def mark_done(
+        self, stage: str, info: dict[str, Any] | None = None, model: dict[str, Any] | None = None
+    ) -> None:
+        """Mark a stage as done, with what later stages or people want to know of it, and the sums of its
+        model's files, if it leaves one (`sdzero.kept_models`).
 
         Call it last: all that the stage wrote must be durable by then.
         """
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        self.write_json(_marker(stage), {"stage": stage, "finished": finished, "info": info or {}})
+        marker = {"stage": stage, "finished": finished, "info": info or {}}
+        self.write_json(_marker(stage), marker if model is None else marker | {"model": model})
 
     def stage_info(self, stage: str) -> dict[str, Any]:
         """The `info` that the stage was marked done with.
@@ -240,11 +248,23 @@ class RunDir:
         Raises:
             UserError: the stage is not done, or its marker is damaged.
         """
+        info: dict[str, Any] = self._stage_marker(stage)["info"]
+        return info
+
+    def model_sums(self, stage: str) -> dict[str, Any] | None:
+        """The sums of the files of the stage's model; None if the stage was marked without any.
+
+        Raises:
+            UserError: the stage is not done, or its marker is damaged.
+        """
+        sums: dict[str, Any] | None = self._stage_marker(stage).get("model")
+        return sums
+
+    def _stage_marker(self, stage: str) -> dict[str, Any]:
         marker = self.read_json(_marker(stage))
         if not isinstance(marker, dict) or not isinstance(marker.get("info"), dict):
             raise _damaged(self.path(_marker(stage)), None, "it is no stage marker")
-        info: dict[str, Any] = marker["info"]
-        return info
+        return marker
 
     def _read(self, relative: str) -> str:
         file = self.path(relative)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from sdzero import ranks
+from sdzero.errors import UserError
 from sdzero.run_dir import RunDir
 
 
@@ -35,8 +36,18 @@ class StepLog:
             return
         # What stands behind the last line end is the half line of a killed process.
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [(json.loads(line), line) for line in lines]
-        kept = [line for row, line in rows if (row["part"], row["step"]) < start]
+        kept = [line for number, line in enumerate(lines, 1) if self._place(line, number) < start]
         if len(kept) < len(lines):
             with self._run.replacing(self._relative) as beside:
                 beside.write_bytes("".join(f"{line}\n" for line in kept).encode())
+
+    def _place(self, line: str, number: int) -> tuple[int, int]:
+        try:
+            row = json.loads(line)
+            return int(row["part"]), int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                "the log of a training is damaged",
+                f"{self._run.path(self._relative)}: line {number}",
+                "remove the line, or restore the file from a copy: nothing but people reads the log",
+            ) from None

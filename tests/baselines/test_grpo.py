@@ -23,9 +23,9 @@ from sdzero.baselines.grpo_rollouts import QuestionRows, most_steps, verdict_rew
 from sdzero.engines import transformers_engines
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
+from sdzero.method.checkpoints import last_complete_checkpoint
 from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles
-from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions

@@ -15,12 +15,12 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method import alarms
 from sdzero.method.alarms import Alarm, Alarms, StopOnCollapse
+from sdzero.method.checkpoints import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import Roles
 from sdzero.method.teacher import Teacher
-from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.models import load_tokenizer
 from sdzero.questions.question import Question
 from sdzero.recipe import AlarmSettings, ChatSettings, PhraseSettings

@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method import srt
+from sdzero.method.checkpoints import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.srt import SRTConfig, srt_rows, train_weighted, weighted_loss_sum
 from sdzero.method.trace import RevisionTrace
-from sdzero.method.training import COMPLETE_MARKER, last_complete_checkpoint
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator
 from sdzero.packed_attention import enable_packing
 from sdzero.recipe import ChatSettings, PhraseSettings, SrtSettings

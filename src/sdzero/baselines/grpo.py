@@ -52,11 +52,10 @@ from sdzero.baselines.spending import TokenSpending, schedule_by_spending
 from sdzero.errors import UserError
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
+from sdzero.method.checkpoints import DeterministicCheckpoints, last_complete_checkpoint
 from sdzero.method.training import (
-    DeterministicCheckpoints,
     PlainLog,
     StopWhenSpent,
-    last_complete_checkpoint,
     training_arguments,
 )
 from sdzero.recipe_baselines import GrpoSettings

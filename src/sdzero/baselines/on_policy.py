@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending, steps_within
 from sdzero.errors import UserError
+from sdzero.method.checkpoints import last_complete_checkpoint
 from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import on_policy_config
 from sdzero.method.objectives import Objective
 from sdzero.method.teacher import Teacher
-from sdzero.method.training import last_complete_checkpoint
 from sdzero.models import pick_device
 from sdzero.recipe_baselines import OnPolicySettings
 from sdzero.run_context import Budget, RunContext

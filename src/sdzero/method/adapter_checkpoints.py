@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from sdzero.adapters import has_adapter, load_adapter_weights
+from sdzero.method.checkpoints import SavesWhole
 
 
-class KeepsAdapters(Trainer):
+class KeepsAdapters(SavesWhole):
     """A trainer that resumes a model with an adapter inside.
 
     transformers saves such a model's adapter alone, and reads one only into peft's own wrapper.

@@ -21,7 +21,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sdzero.errors import CollapseError
-from sdzero.method.training import COMPLETE_MARKER
+from sdzero.method.checkpoints import COMPLETE_MARKER
 from sdzero.recipe import AlarmSettings
 
 LAST_GOOD = "last-good"

@@ -37,6 +37,7 @@ from sdzero.errors import UserError
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.adapter_teacher import check_apart
 from sdzero.method.alarms import alarms_for
+from sdzero.method.checkpoints import COMPLETE_MARKER, DeterministicCheckpoints, writing
 from sdzero.method.data_parallel import no_loss
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Graded, GradedSampler
@@ -51,8 +52,6 @@ from sdzero.method.step_rollouts import StepRollouts
 from sdzero.method.step_tally import add_up_tally, begin_tally, tally_metrics
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import (
-    COMPLETE_MARKER,
-    DeterministicCheckpoints,
     PlainLog,
     StopWhenSpent,
     StopWithoutProgress,
@@ -384,7 +383,8 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            self._save_beside(folder)
+            with writing(folder):
+                self._save_beside(folder)
         ranks.barrier()  # all of the checkpoint is there, of every process, when it is marked as whole
 
     def _save_beside(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from sdzero import ranks
+from sdzero import ranks, stopping
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.grading import Grade, GradingAhead, together
@@ -80,7 +80,27 @@ def _to_row(draw: Draw, graded: Graded) -> dict[str, Any]:
     }
 
 
+_SAMPLED_AGAIN = "the same command samples its responses again"
+_FIELDS = {
+    "question": str,
+    "index": int,
+    "seed": int,
+    "token_ids": list,
+    "outcome": str,
+    "detail": str,
+    "sampled_tokens": int,
+    "trimmed": bool,
+    "weight_version": int,
+}
+
+
 def _from_row(draw: Draw, row: dict[str, Any], where: str) -> Graded:
+    if not isinstance(row, dict) or any(not isinstance(row.get(key), own) for key, own in _FIELDS.items()):
+        raise UserError(
+            "a stored batch is damaged: this line is no response",
+            where,
+            f"restore the file from a copy, or remove it: {_SAMPLED_AGAIN}",
+        )
     if (row["question"], row["index"], row["seed"]) != (draw.question.id, draw.index, draw.seed):
         raise UserError(
             "a stored batch holds other responses than this run asks for",
@@ -156,9 +176,10 @@ class GradedSampler:
         stored = self.stored(draws, name)
         if stored is not None:
             return stored
+        stopping.check()
         started = time.monotonic()
         own = self.share(draws)
-        with GradingAhead(self.grade) as grading:
+        with stopping.together(), GradingAhead(self.grade) as grading:
             sampled = self.sample(own, sampling, grading, trim)
             graded = sampled.graded(grading.finish())
         if ranks.count() > 1:
@@ -189,14 +210,18 @@ class GradedSampler:
         """A batch that was finished before, from its file, or None. Raises UserError if it is another's."""
         if not self.run.path(name).exists():
             return None
-        rows, where = self.run.read_jsonl(name), str(self.run.path(name))
+        where = str(self.run.path(name))
+        rows = self.run.read_jsonl(name, f"restore it from a copy, or remove it: {_SAMPLED_AGAIN}")
         if len(rows) != len(draws):
             raise UserError(
                 f"a stored batch holds {len(rows)} responses, this run asks for {len(draws)}",
                 where,
                 "the data or the recipe changed under the run: start in a new folder",
             )
-        return [_from_row(draw, row, where) for draw, row in zip(draws, rows, strict=True)]
+        return [
+            _from_row(draw, row, f"{where}: line {line}")
+            for line, (draw, row) in enumerate(zip(draws, rows, strict=True), 1)
+        ]
 
     def keep(
         self, draws: Sequence[Draw], graded: Sequence[Graded], name: str, stage: str, seconds: float
@@ -250,6 +275,7 @@ class GradedSampler:
         requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
         sampled = Sampled(draws)
         for group in self._streamed(requests, sampling):
+            stopping.check_own()
             for i, response in group:
                 ids, trimmed = list(response.token_ids), False
                 if trim and response.stop_reason == "end":

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdzero import stopping
 from sdzero.errors import UserError
 from sdzero.method.graded import GradedSampler
 from sdzero.method.grading import Grade
@@ -116,6 +117,7 @@ def _sample_batch(
     stage: str,
 ) -> None:
     """Sample one batch, count it and keep it, in that order (see `GradedSampler.batch`)."""
+    stopping.check()
     started = time.monotonic()
     requests = [Request(prompts[question], seed) for question, _, seed in asked]
     responses = sampler.responses(requests, sampling)

@@ -39,6 +39,7 @@ from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
+from sdzero.method.checkpoints import DeterministicCheckpoints, last_complete_checkpoint
 from sdzero.method.chunked_nll import weighted_nll_sum
 from sdzero.method.data_parallel import no_loss
 from sdzero.method.hidden import check_output_head, hidden_states, output_head
@@ -46,9 +47,7 @@ from sdzero.method.parts import TrainsInParts
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.trace import RevisionTrace
 from sdzero.method.training import (
-    DeterministicCheckpoints,
     PlainLog,
-    last_complete_checkpoint,
     training_arguments,
 )
 from sdzero.method.weighted_batches import LengthSortedSampler, WeightedCollator

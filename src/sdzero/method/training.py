@@ -1,31 +1,19 @@
-"""What the trainers share: arguments from a recipe, checkpoints that are whole, a plain log."""
+"""What the trainers share: arguments from a recipe, a plain log, when to end."""
 
-import json
 import math
 import os
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sdzero import ranks
 from sdzero.errors import CollapseError, UserError
 from sdzero.models import require_bitsandbytes
 from sdzero.recipe_base import OptimizerSettings
 
-COMPLETE_MARKER = "complete.json"
-"""Written into a checkpoint's folder last, so a folder that has it is whole."""
-
-CHECKPOINTS_KEPT = 2
-"""The newest and the one before: a process may be killed while it writes the newest."""
-
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 """What transformers calls them."""
-
-_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def training_arguments(
@@ -78,7 +66,7 @@ def training_arguments(
         "data_seed": seed,
         "save_strategy": "steps",
         "save_steps": checkpoint_every,
-        "save_total_limit": CHECKPOINTS_KEPT,
+        "save_total_limit": settings.checkpoints_kept,
         "logging_strategy": "steps",
         "logging_steps": 1,
         # A loss that is not a number must be seen, not replaced by the mean of the others.
@@ -87,51 +75,6 @@ def training_arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint under `folder`, or None. Torn ones, left by a kill, are removed."""
-    return ranks.from_first(lambda: _last_complete(folder))
-
-
-def _last_complete(folder: Path) -> str | None:
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        name = _CHECKPOINT_NAME.fullmatch(path.name)
-        if name is None:
-            continue
-        if (path / COMPLETE_MARKER).is_file():
-            whole.append((int(name[1]), path))
-        else:
-            shutil.rmtree(path)
-    return str(max(whole)[1]) if whole else None
-
-
-class DeterministicCheckpoints(TrainerCallback):
-    """Saves after every `checkpoint_every` steps and after the last, and marks what was saved as whole.
-
-    The steps at which a run saves depend on nothing else, in particular not on when it was resumed.
-    """
-
-    def __init__(self, checkpoint_every: int) -> None:
-        self._checkpoint_every = checkpoint_every
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Ask for a checkpoint when one is due."""
-        if state.global_step % self._checkpoint_every == 0 or state.global_step >= state.max_steps:
-            control.should_save = True
-        return control
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Everything of the checkpoint is on disk now: say so."""
-        if state.is_world_process_zero:
-            assert args.output_dir is not None
-            marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_MARKER
-            marker.write_text(json.dumps({"step": state.global_step, "max_steps": state.max_steps}) + "\n")
 
 
 def evaluations_without_progress(state: TrainerState, score: str = "eval_avg") -> int:

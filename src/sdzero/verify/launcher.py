@@ -137,6 +137,8 @@ def _serve(channel: socket.socket) -> None:
 
 def main() -> None:
     """Serve the socket whose number is the first argument; the others are files to write `0` to, to join."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as in worker.py
+        signal.signal(number, lambda *_: None)
     gc.disable()  # a collection would touch, and so copy, the memory that children share with this process
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)

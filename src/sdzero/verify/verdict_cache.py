@@ -64,7 +64,12 @@ class VerdictCache:
             return
         row = (key, str(verdict.outcome), json.dumps(verdict.detail))
         with self._told():
-            self._database.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", row)
+            try:
+                self._database.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", row)
+            except sqlite3.OperationalError as fault:
+                # With no room the verdict holds all the same: it is found again when it is asked for again.
+                if fault.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
 
     def close(self) -> None:
         """Close the file."""

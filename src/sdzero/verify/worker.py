@@ -42,6 +42,10 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def main() -> None:
     """Serve the pool at standard input and output until it hangs up."""
+    # Slurm tells all processes of a run to stop, and the run may have its step to finish. Not ignored: that
+    # would be handed down to the programs that are started.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
     requests = os.fdopen(os.dup(0), "rb")
     results = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
