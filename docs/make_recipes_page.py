@@ -96,6 +96,7 @@ OPTIMIZER = {
     "max_grad_norm": "The gradient is clipped to this norm.",
     "batch_size": "Sequences in one optimizer step; a multiple of `micro_batch_size`.",
     "micro_batch_size": "Sequences in one micro-batch. Memory falls with it; the result stays.",
+    "checkpoints_kept": "How many checkpoints stay while the stage trains, the newest ones.",
     "micro_batch_tokens": "Most tokens in one forward pass: a micro-batch is cut into parts of sequences of"
     " like length. The result stays, to rounding.",
     "epochs": "Passes over the training sequences.",

@@ -20,7 +20,7 @@ from sdzero.errors import UserError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What some work took. `joules` is None where the energy was not measured.
 

@@ -30,6 +30,7 @@ from sdzero.adapters import (
     read_adapter_config,
     save_adapter,
 )
+from sdzero.disk import writing
 from sdzero.errors import UserError
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
@@ -242,6 +243,8 @@ def read_model(where: str, dtype: torch.dtype, attention: str, **keywords: Any) 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer beside `folder` and rename, so that a folder is whole or absent.
 
+    Raises UserError if they cannot be written.
+
     Of a model with an adapter the adapter is saved alone.
     """
     weights = None if has_adapter(model) else whole_state(model)
@@ -258,14 +261,15 @@ def _save_model(
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if has_adapter(model):
-        partial.mkdir(parents=True)
-        save_adapter(model, partial)
-    else:
-        model.save_pretrained(partial, state_dict=weights)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with writing(folder):
+        if has_adapter(model):
+            partial.mkdir(parents=True)
+            save_adapter(model, partial)
+        else:
+            model.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,17 +10,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sdzero import ranks, stopping
 from sdzero.checksums import Damage, find_damage, take_sums
+from sdzero.disk import writing
 from sdzero.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,8 +30,6 @@ DAMAGED = "damaged-"
 """In front of the name of a checkpoint that is set aside."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_WRITING_FAILED = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|basic_ios|iostream")
-"""How torch.save, which writes in C++, says that a file could not be written."""
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
@@ -183,19 +179,3 @@ class SavesWhole(Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raise UserError if what the block writes into the folder cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _WRITING_FAILED.search(str(error)):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"a checkpoint or model cannot be written ({reason})",
-            str(getattr(error, "filename", None) or folder),
-            "check the disk's free space and the permissions; then resume the run: what was finished is kept",
-        ) from error

@@ -33,11 +33,12 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sdzero import ranks
+from sdzero.disk import writing
 from sdzero.errors import UserError
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.adapter_teacher import check_apart
 from sdzero.method.alarms import alarms_for
-from sdzero.method.checkpoints import COMPLETE_MARKER, DeterministicCheckpoints, writing
+from sdzero.method.checkpoints import COMPLETE_MARKER, DeterministicCheckpoints
 from sdzero.method.data_parallel import no_loss
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Graded, GradedSampler

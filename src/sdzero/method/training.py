@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sdzero.errors import CollapseError, UserError
+from sdzero.method.alarms import MEASURES
 from sdzero.models import require_bitsandbytes
 from sdzero.recipe_base import OptimizerSettings
 
@@ -102,6 +103,15 @@ class StopWithoutProgress(TrainerCallback):
         return control
 
 
+def _shorten_history(state: TrainerState) -> None:
+    """Leave of the newest row of the trainer's own history what a resumed training needs for its alarms.
+
+    The whole row is in the run's log. The history stays in memory, and is written with each checkpoint.
+    """
+    row = state.log_history[-1]
+    state.log_history[-1] = {name: row[name] for name in ("step", "loss", *MEASURES) if name in row}
+
+
 class PlainLog(TrainerCallback):
     """Hands each step's numbers, with `step` and `max_steps`, to a function; stops at a broken loss."""
 
@@ -125,6 +135,8 @@ class PlainLog(TrainerCallback):
                     f"training broke down: {name} is {logs[name]} at step {state.global_step}",
                     todo="lower learning_rate, or train in a wider dtype (model.dtype=float32)",
                 )
+        if "loss" in logs:
+            _shorten_history(state)
         is_step = "loss" in logs or any(name.startswith("eval_") for name in logs)
         if self._report is not None and is_step and state.is_world_process_zero:
             self._report({"step": state.global_step, "max_steps": state.max_steps, **logs})
