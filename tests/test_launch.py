@@ -3,11 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sdzero.errors import UserError
 from sdzero.process_group import check_launcher
@@ -78,3 +82,29 @@ def test_a_whole_run_of_two_processes_is_that_of_one(micro_run: Path, tmp_path: 
     found, expected = (json.loads((own / "results.json").read_text()) for own in (folder, micro_run))
     assert found["budget"]["responses"] == expected["budget"]["responses"]
     assert found["recipe_sha256"] == expected["recipe_sha256"]
+
+
+@pytest.mark.slow
+def test_two_machines_on_the_loopback_make_one_run(micro_run: Path, tmp_path: Path) -> None:
+    """A torchrun each, as Slurm and Kubernetes start it, with a process each; collection and SRT."""
+    folder, recipe = tmp_path / "run", micro_recipe(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for stage in ("collect", "srt"):
+        nodes = []
+        for rank in range(2):
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
+            launcher += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+            own = [*launcher, "-m", "sdzero", stage, str(recipe), "-o", str(folder)]
+            nodes.append(subprocess.Popen(own, env=ONE_THREAD, start_new_session=True))
+        assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+        port += 1
+    batches = sorted(file.relative_to(folder) for file in (folder / "collect").rglob("batch-*.jsonl"))
+    assert batches
+    for batch in batches:
+        assert (folder / batch).read_bytes() == (micro_run / batch).read_bytes()
+    name = "srt/round-1/model/model.safetensors"
+    found, expected = load_file(folder / name), load_file(micro_run / name)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)

@@ -175,7 +175,6 @@ class Stages(RunContext):
         device = pick_device(self.recipe.model.device)
         if self.recipe.lora is None:
             model = self.load(start)
-            self.check_kept(teacher_folder)
             reviser = Teacher(self.load(teacher_folder), teacher_folder)
         else:
             model, reviser = student_and_teacher(self, start, teacher_folder)
