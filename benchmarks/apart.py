@@ -38,7 +38,7 @@ def step_apart(name: str, runs: int) -> Found:
     medians = {who: statistics.median(own) for who, own in turns.items()}
     label = f"step-{name}/sdft-own-process"
     entry = Entry(label, medians["sdft"] / medians["ours"], AT_LEAST_AS_FAST, "higher", runs)
-    return Found([entry], {f"step-{name}-apart": {"seconds": medians}})
+    return Found([entry], {f"apart-{name}": {"seconds": medians}})
 
 
 @contextmanager

@@ -127,15 +127,16 @@ def run_part(name: str, runs: int, threads: int) -> Found:
     return Found(entries, found.details)
 
 
-def run_all(runs: int, threads: int) -> Found:
-    """All parts, each in a process of its own."""
+def run_all(runs: int, threads: int, kept: Path | None = None) -> Found:
+    """All parts, each in a process of its own; with `kept`, those that are in this folder are not run again."""
     everything = Found()
     with tempfile.TemporaryDirectory() as place:
         for name in PARTS:
-            file, started = Path(place) / f"{name}.json", time.monotonic()
+            file, started = (kept or Path(place)) / f"{name}.json", time.monotonic()
             command = [sys.executable, __file__, "--only", name, "--into", str(file)]
             command += ["--runs", str(runs), "--threads", str(threads)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            if not file.exists():
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             part = json.loads(file.read_text())
             everything.entries += [Entry(**entry) for entry in part["entries"]]
             everything.details |= part["details"]
@@ -184,6 +185,9 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help=f"default: one a core, so {cores}")
     parser.add_argument("--into", type=Path, default=None, help="with --only: write the result to this file")
+    parser.add_argument(
+        "--kept", type=Path, default=None, help="with --write: a folder of parts; those there are not run again"
+    )
     arguments = parser.parse_args()
     if arguments.only:
         text = json.dumps(as_json(run_part(arguments.only, arguments.runs, arguments.threads)), indent=2)
@@ -193,7 +197,7 @@ def main() -> None:
     elif arguments.fill:
         fill(PAGE, blocks(Found(read_entries(STORED), json.loads(DETAILS.read_text()))))
     elif arguments.write:
-        write(run_all(arguments.runs, arguments.threads))
+        write(run_all(arguments.runs, arguments.threads, arguments.kept))
     elif arguments.check:
         check(read_entries(Path(arguments.check)))
     else:
