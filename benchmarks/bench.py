@@ -186,7 +186,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores, help=f"default: one a core, so {cores}")
     parser.add_argument("--into", type=Path, default=None, help="with --only: write the result to this file")
     parser.add_argument(
-        "--kept", type=Path, default=None, help="with --write: a folder of parts; those there are not run again"
+        "--kept",
+        type=Path,
+        default=None,
+        help="with --write: a folder of parts; those there are not run again",
     )
     arguments = parser.parse_args()
     if arguments.only:
