@@ -128,7 +128,7 @@ def run_part(name: str, runs: int, threads: int) -> Found:
 
 
 def run_all(runs: int, threads: int, kept: Path | None = None) -> Found:
-    """All parts, each in a process of its own; with `kept`, those that are in this folder are not run again."""
+    """All parts, each in a process of its own; with `kept`, those in this folder are not run again."""
     everything = Found()
     with tempfile.TemporaryDirectory() as place:
         for name in PARTS:
