@@ -75,7 +75,7 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
     def keep(values: dict[str, float], *more: Any) -> None:
         log(values, *more)
         if "loss" in values:
-            row = bench.trainer.state.log_history[-1] | values | bench.trainer._finished_metrics
+            row = {"step": bench.trainer.state.global_step} | values | bench.trainer._finished_metrics
             metrics.append({key: row[key] for key in METRICS})
 
     bench.trainer.log = keep  # type: ignore[method-assign]

@@ -114,3 +114,23 @@ def test_a_thread_hears_nothing_and_sets_no_handler() -> None:
 def test_a_fault_is_not_taken_for_a_wish_to_stop() -> None:
     with pytest.raises(ValueError, match="own"), stopping.together():
         raise ValueError("own")
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(micro_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments: list[str | Path] = ["run", micro_recipe(tmp_path), "-o", run, "--num-processes", "2"]
+    for place, step in (
+        ("collect/round-1/initial/batch-00000.jsonl", 0),
+        ("distill/rollouts/step-000002.jsonl", 3),
+    ):
+        status, out, errors = asked_at(run / place, arguments, signal.SIGTERM)
+        assert status == 0, errors
+        assert out.splitlines()[-1].startswith("resume with: sdzero run "), out
+        steps = [
+            json.loads(file.read_text())["step"] for file in run.glob("distill/checkpoints/*/complete.json")
+        ]
+        assert max(steps, default=0) == step
+    last = sdzero(*arguments)
+    assert last.returncode == 0, last.stderr
+    assert totals_of(run)["collect"] == totals_of(micro_run)["collect"]

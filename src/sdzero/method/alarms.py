@@ -171,6 +171,11 @@ class StopOnCollapse(TrainerCallback):
         """Take up the state of a resumed training; forget what was kept of steps that will be made again."""
         self._alarms = Alarms(self._settings)
         for row in state.log_history:
+            # `sdzero.method.training` keeps the steps so; each measure is judged by itself.
+            past: Any = row.get("past", {})
+            for measure, values in past.items():
+                for value in values:
+                    self._alarms.feed(state.global_step, {measure: value})
             if "loss" in row:
                 self._alarms.feed(int(row["step"]), row)
         if not state.is_world_process_zero:

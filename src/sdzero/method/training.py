@@ -104,12 +104,19 @@ class StopWithoutProgress(TrainerCallback):
 
 
 def _shorten_history(state: TrainerState) -> None:
-    """Leave of the newest row of the trainer's own history what a resumed training needs for its alarms.
+    """Take the newest row out of the trainer's own history, but for what a resumed training's alarms need.
 
-    The whole row is in the run's log. The history stays in memory, and is written with each checkpoint.
+    The whole row is in the run's log. The history stays in memory and is written with each checkpoint, so of
+    a step it holds no more than a few numbers: in its first row, as `past`, by measure.
     """
-    row = state.log_history[-1]
-    state.log_history[-1] = {name: row[name] for name in ("step", "loss", *MEASURES) if name in row}
+    row = state.log_history.pop()
+    history: Any = state.log_history
+    if not history or "past" not in history[0]:
+        history.insert(0, {"past": {}})
+    past = history[0]["past"]
+    for measure in MEASURES:
+        if measure in row:
+            past.setdefault(measure, []).append(row[measure])
 
 
 class PlainLog(TrainerCallback):
