@@ -14,7 +14,7 @@ from test_kill_resume import batches, ledger_of, weights_of
 
 KILLS = 50
 SEED = 8
-LONGEST_SECONDS = 9.0
+LONGEST_SECONDS = 4.0
 """So long after it has opened the run a process is killed at the latest."""
 
 START_SECONDS = 60.0
