@@ -1,6 +1,7 @@
 """Stands in for vLLM where it is not installed: a backend in memory, and a server that speaks its routes."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,14 @@ from safetensors.torch import load_file
 from sdzero.rollout.engine import Request, Sampling
 from sdzero.rollout.probe import ProbeSequence, Score, model_log_probs
 from sdzero.rollout.vllm_engine import Sampled
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of a client that hung up: it would stand among the errors of other tests."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class FakeBackend:
@@ -93,7 +102,7 @@ class FakeServer:
                 self.end_headers()
                 self.wfile.write(text)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
