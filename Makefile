@@ -72,7 +72,7 @@ tiny: $(READY) ## train the five embedded models again (over an hour on two core
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/edits --world edits
 	$(BIN)/python -m sdzero.tiny.build src/sdzero/tiny/models/starts --world starts
 
-bench: $(READY) ## measure speed and memory against the peers and the floor (about 15 minutes), and fill in docs/speed.md
+bench: $(READY) ## measure speed and memory against the peers and the floor (about 25 minutes), and fill in docs/speed.md
 	$(BIN)/python benchmarks/bench.py --write
 
 bench-check: $(READY) ## measure again, or take BENCH=file: fail if a figure is worse than the committed one by over 15%

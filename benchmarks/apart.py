@@ -18,16 +18,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from entries import Entry, Found
+from timing import Seconds
 
 AT_LEAST_AS_FAST = 2.0
 CONTESTANTS = ("ours", "sdft")
+PARTS = ("step", "update")
+PROMISED = (("24m", "step"), ("70m", "step"), ("70m", "update"))
 
 
 def step_apart(name: str, runs: int) -> Found:
     """Both processes take turns, after a step each that is not kept."""
     import torch
 
-    turns: dict[str, list[float]] = {who: [] for who in CONTESTANTS}
+    turns: dict[str, list[Seconds]] = {who: [] for who in CONTESTANTS}
     with ExitStack() as stack:
         steps = {who: stack.enter_context(contestant(who, name, torch.get_num_threads())) for who in turns}
         for number in range(runs + 1):
@@ -35,19 +38,25 @@ def step_apart(name: str, runs: int) -> Found:
                 seconds = steps[who]()
                 if number:
                     turns[who].append(seconds)
-    medians = {who: statistics.median(own) for who, own in turns.items()}
-    label = f"step-{name}/sdft-own-process"
-    entry = Entry(label, medians["sdft"] / medians["ours"], AT_LEAST_AS_FAST, "higher", runs)
-    return Found([entry], {f"apart-{name}": {"seconds": medians}})
+    medians = {
+        who: {part: statistics.median(turn[part] for turn in own) for part in PARTS}
+        for who, own in turns.items()
+    }
+    entries = []
+    for part in PARTS:
+        promised = AT_LEAST_AS_FAST if (name, part) in PROMISED else None
+        ratio = medians["sdft"][part] / medians["ours"][part]
+        entries.append(Entry(f"{part}-{name}/sdft-own-process", ratio, promised, "higher", runs))
+    return Found(entries, {f"apart-{name}": {"seconds": medians}})
 
 
 @contextmanager
-def contestant(who: str, shape: str, threads: int) -> Iterator[Callable[[], float]]:
+def contestant(who: str, shape: str, threads: int) -> Iterator[Callable[[], Seconds]]:
     """A process that waits, and what makes it take one step and say how long it took."""
     command = [sys.executable, __file__, "--who", who, "--shape", shape, "--threads", str(threads)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step() -> float:
+    def step() -> Seconds:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("step\n")
@@ -55,7 +64,7 @@ def contestant(who: str, shape: str, threads: int) -> Iterator[Callable[[], floa
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of `{who}` ended: see its output above")
-        return float(json.loads(line)["seconds"])
+        return {part: float(seconds) for part, seconds in json.loads(line).items()}
 
     try:
         yield step
@@ -65,7 +74,7 @@ def contestant(who: str, shape: str, threads: int) -> Iterator[Callable[[], floa
 
 
 def serve(who: str, name: str) -> None:
-    """A step for each line that comes in; its seconds go out as JSON."""
+    """A step for each line that comes in; its seconds, and those of its update, go out as JSON."""
     from peers import PeerStep
     from shapes import SHAPES, make_folder
     from step import our_step
@@ -83,7 +92,8 @@ def serve(who: str, name: str) -> None:
         else:
             turn = PeerStep("sdft", shape, folder, Path(place)).turn
         for _ in sys.stdin:
-            print(json.dumps({"seconds": turn()["step"]}), file=answers, flush=True)
+            seconds = turn()
+            print(json.dumps({part: seconds[part] for part in PARTS}), file=answers, flush=True)
 
 
 def main() -> None:

@@ -96,6 +96,7 @@ PARTS: Mapping[str, Callable[[int], Found]] = {
     "step-24m": lambda runs: whole("24m", runs, as_it_comes=True),
     "step-24m-apart": lambda runs: step_apart("24m", runs),
     "step-70m": lambda runs: whole("70m", runs, updates=True),
+    "step-70m-apart": lambda runs: step_apart("70m", runs),
     "peers-70m": lambda runs: update("70m", runs, ("sdpo", "distillation"), batch=2),
     "memory": memory,
     "rollouts": rollouts,

@@ -44,7 +44,10 @@ def seconds(details: Mapping[str, Any]) -> str:
         if name.startswith("update-"):
             lines += [f"| `{name}` | {who} | | {own:.2f} | |" for who, own in part["seconds"].items()]
         elif name.startswith("apart-"):
-            lines += [f"| `{name}` | {who} | | | {own:.2f} |" for who, own in part["seconds"].items()]
+            lines += [
+                f"| `{name}` | {who} | | {own['update']:.2f} | {own['step']:.2f} |"
+                for who, own in part["seconds"].items()
+            ]
         elif name.startswith("step-"):
             lines += [_step_row(name, who, own) for who, own in part["seconds"].items() if "step" in own]
     return "\n".join(lines)

@@ -9,11 +9,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("sdzero", deadline=None, max_examples=50, derandomize=True)
@@ -37,15 +38,29 @@ def nothing_goes_out() -> Iterator[None]:
         yield
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of pytest's processes to ask for it makes, and the others wait for."""
+    own = factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the micro recipe, made by the command; tests only read it."""
     from support import micro_recipe, sdzero
 
-    folder = tmp_path_factory.mktemp("micro")
-    done = sdzero("run", micro_recipe(folder), "-o", folder / "run")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    def make(folder: Path) -> None:
+        done = sdzero("run", micro_recipe(folder), "-o", folder / "run")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "micro", make) / "run"
 
 
 @pytest.fixture
@@ -62,11 +77,11 @@ def micro_compare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished comparison of the micro recipe, every method; tests only read it."""
     from support import micro_recipe, sdzero
 
-    folder = tmp_path_factory.mktemp("compared")
-    methods = "base,sft,rft,grpo,grpo@tokens,sdft,negative,srt,sdzero"
-    recipe = micro_recipe(folder)
-    output = folder / "compare"
-    # Nine methods on three seeds: minutes where other work shares the machine.
-    done = sdzero("compare", recipe, "--methods", methods, "--seeds", "2", "-o", output, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return output
+    def make(folder: Path) -> None:
+        methods = "base,sft,rft,grpo,grpo@tokens,sdft,negative,srt,sdzero"
+        arguments = ["--methods", methods, "--seeds", "2", "-o", folder / "compare"]
+        # Nine methods on three seeds: minutes where other work shares the machine.
+        done = sdzero("compare", micro_recipe(folder), *arguments, timeout=900)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "compared", make) / "compare"

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from forked import ForkedCommand
 from sdzero.ledger import Ledger
 from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import Roles
@@ -101,8 +102,23 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
 
 
+def started(*arguments: str | Path, **keywords: Any) -> ForkedCommand:
+    """Start the command in a process of its own (see `forked`)."""
+    keywords.setdefault("env", environment())
+    return ForkedCommand([str(argument) for argument in arguments], **keywords)
+
+
 def sdzero(*arguments: str | Path, timeout: float = 120, **keywords: Any) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, for at most `timeout` seconds."""
+    process = started(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+    out, errors = process.communicate(timeout)
+    return subprocess.CompletedProcess(command(*arguments), process.wait(), out, errors)
+
+
+def sdzero_afresh(
+    *arguments: str | Path, timeout: float = 120, **keywords: Any
+) -> subprocess.CompletedProcess[str]:
+    """The same in a new interpreter, for what the environment decides when modules are imported."""
     keywords.setdefault("env", environment())
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, **keywords)
 

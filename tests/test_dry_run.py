@@ -16,7 +16,7 @@ from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
 from sdzero.verify.code import CodeVerifier
 from sdzero.verify.verdict import Outcome
-from support import environment, micro_recipe, read_jsonl, sdzero
+from support import environment, micro_recipe, read_jsonl, sdzero_afresh
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STEPS = ["srt/round-1/log.jsonl", "distill/log.jsonl", "rft/log.jsonl"]
@@ -30,9 +30,9 @@ def files_under(folder: Path) -> set[str]:
     "name",
     [
         "qwen3-4b-math",
-        "olmo3-7b-math",
         "demo",
-        pytest.param("qwen3-4b-code", marks=needs_sandbox),
+        pytest.param("olmo3-7b-math", marks=pytest.mark.slow),
+        pytest.param("qwen3-4b-code", marks=[pytest.mark.slow, needs_sandbox]),
         pytest.param("olmo3-7b-code", marks=needs_sandbox),
     ],
 )
@@ -44,7 +44,9 @@ def test_a_recipe_that_ships_takes_its_steps(name: str, tmp_path: Path) -> None:
     surroundings = environment() | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
     for variable in ("HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME"):
         surroundings.pop(variable, None)
-    done = sdzero("run", RECIPES / f"{name}.yaml", "--dry-run", "-o", "dry", cwd=work, env=surroundings)
+    done = sdzero_afresh(
+        "run", RECIPES / f"{name}.yaml", "--dry-run", "-o", "dry", cwd=work, env=surroundings
+    )
     assert done.returncode == 0, done.stderr
 
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from support import command, environment, micro_recipe, read_jsonl, sdzero, without_seconds
+from support import micro_recipe, read_jsonl, sdzero, started, without_seconds
 
 KILLS = [
     "collect/round-1/initial/batch-00000.jsonl",
@@ -31,20 +31,14 @@ MODELS = ["srt/round-1/model", "distill/model", "rft/model"]
 def run_until(file: Path, arguments: list[str | Path]) -> None:
     """Run the command and kill it, and all of its group, the moment `file` is there."""
     assert not file.exists(), f"{file} is there before the kill that waits for it"
-    process = subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = started(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 100
     while not file.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"not killed at {file}: {errors.decode()}"
+    assert process.returncode == -signal.SIGKILL, f"not killed at {file}: {errors}"
 
 
 def batches(run: Path) -> dict[Path, tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,15 @@ def test_stages_one_by_one_give_what_one_run_gives(micro_run: Path, tmp_path: Pa
     )
 
 
-def test_what_is_done_is_not_done_again(micro_run: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in micro_run.rglob("*.jsonl")}
-    first = json.loads((micro_run / "results.json").read_text())
-    output = command("run", micro_recipe(micro_run.parent), "-o", micro_run)
+def test_what_is_done_is_not_done_again(micro_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(micro_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.jsonl")}
+    first = json.loads((run / "results.json").read_text())
+    output = command("run", micro_recipe(tmp_path), "-o", run)
     assert "collect, round" not in output
     assert "distill:" not in output
-    assert {path: path.stat().st_mtime_ns for path in micro_run.rglob("*.jsonl")} == before
-    assert json.loads((micro_run / "results.json").read_text()) == first
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.jsonl")} == before
+    assert json.loads((run / "results.json").read_text()) == first
 
 
 def test_the_log_of_a_run(micro_run: Path) -> None:

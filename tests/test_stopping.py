@@ -11,18 +11,12 @@ from pathlib import Path
 import pytest
 
 from sdzero import stopping
-from support import command, environment, micro_recipe, read_jsonl, sdzero, without_seconds
+from support import micro_recipe, read_jsonl, sdzero, started, without_seconds
 
 
 def asked_at(file: Path, arguments: list[str | Path], number: signal.Signals) -> tuple[int, str, str]:
     """Run the command and send it the signal once `file` is there; its status, output and errors."""
-    process = subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 100
     while not file.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)

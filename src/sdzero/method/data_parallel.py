@@ -5,7 +5,7 @@ sequences whose normaliser is the global batch's, so the result is that of one p
 
 Gradients are exchanged by accelerate's wrappers (DDP, FSDP2, DeepSpeed), which act when their `forward` is
 called. Our losses need more than a forward pass of the model: so the model is given a forward that runs what
-it is handed (`lets_losses_in`), inside the wrapper's own. The wrappers average over the processes what has to
+it is handed (`let_losses_in`), inside the wrapper's own. The wrappers average over the processes what has to
 be added up, so a loss is multiplied with their number.
 """
 
@@ -58,11 +58,8 @@ class DataParallel(Trainer):
             data_seed=self.args.data_seed,
         )
 
-    def lets_losses_in(self) -> None:
-        """Make the model's forward run a loss that it is handed; call it when the trainer is made.
-
-        Raises UserError for an adapter on weights that are to be sharded.
-        """
+    def check_sharding(self) -> None:
+        """Raise UserError for an adapter on weights that are to be sharded; called when the trainer is made."""
         if self.accelerator.num_processes == 1:
             return
         bare = self.accelerator.unwrap_model(self.model)
@@ -72,7 +69,6 @@ class DataParallel(Trainer):
                 "lora",
                 "use DDP (recipes/distributed/ddp.yaml): an adapter's gradients and states are small",
             )
-        let_losses_in(bare)
 
     def loss_inside(self, model: torch.nn.Module, loss: Loss) -> torch.Tensor:
         """`loss()`, run where `model`'s wrapper expects its forward; scaled, for it averages gradients."""
@@ -82,7 +78,9 @@ class DataParallel(Trainer):
         return found
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and leave the model with its own forward."""
+        """Train with a forward that runs a loss it is handed, and leave the model with its own."""
+        if self.accelerator.num_processes > 1:
+            let_losses_in(self.accelerator.unwrap_model(self.model))
         try:
             return super().train(*args, **kwargs)
         finally:

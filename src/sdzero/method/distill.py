@@ -170,7 +170,7 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
         self.remove_callback(PrinterCallback)
         # The loss below is normalised by `num_items_in_batch`: the global batch, not a micro-batch.
         self.loss_is_scaled_for_ga = True
-        self.lets_losses_in()
+        self.check_sharding()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """The schedule that was given, or the one that the arguments name."""

@@ -198,7 +198,7 @@ class SRTTrainer(KeepsAdapters, TrainsInParts, SFTTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self.lets_losses_in()
+        self.check_sharding()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
