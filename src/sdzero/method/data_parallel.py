@@ -59,7 +59,7 @@ class DataParallel(Trainer):
         )
 
     def check_sharding(self) -> None:
-        """Raise UserError for an adapter on weights that are to be sharded; called when the trainer is made."""
+        """Raise UserError for an adapter on weights to be sharded; it is called when the trainer is made."""
         if self.accelerator.num_processes == 1:
             return
         bare = self.accelerator.unwrap_model(self.model)
