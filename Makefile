@@ -9,6 +9,8 @@ CHECKED := src tests benchmarks
 TEST_WORKERS := 2
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
+DEEPSPEED_VENV := .venv-deepspeed
+DEEPSPEED_READY := $(DEEPSPEED_VENV)/.ready
 
 # Nothing goes out, and no progress bars in logs.
 export HF_HUB_OFFLINE := 1
@@ -16,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-vllm slow check format tiny bench bench-check figures comparison clean
+.PHONY: help env demo test test-vllm test-deepspeed slow check format tiny bench bench-check figures comparison clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,7 +40,7 @@ demo: $(READY) ## train the embedded model by SD-Zero, from nothing to a report;
 	$(BIN)/sdzero run recipes/demo.yaml --output runs/demo
 
 test: $(READY) ## run the fast tests, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not vllm" --cov --cov-report=term $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not vllm and not deepspeed" --cov --cov-report=term $(PYTEST_ARGUMENTS)
 
 # vLLM has pins of its own, so it has an environment of its own. The versions of torchvision, torchaudio and
 # torchcodec that come with its CPU build do not load beside this torch, and break imports of transformers.
@@ -54,7 +56,7 @@ test-vllm: $(VLLM_READY) ## run the tests that need vLLM (its CPU build), in an 
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm $(PYTEST_ARGUMENTS)
 
 slow: $(READY) ## run the slow tests
-	$(BIN)/python -m pytest -m "slow and not vllm" $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest -m "slow and not vllm and not deepspeed" $(PYTEST_ARGUMENTS)
 
 check: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CHECKED)
@@ -85,5 +87,5 @@ figures: $(READY) ## measure every figure of the documents again (about half an 
 	$(BIN)/python benchmarks/demo_figures.py --output runs/figures --seeds 3 --write
 
 clean: ## remove the environment, caches and coverage (runs stay)
-	rm -rf $(VENV) $(VLLM_VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(DEEPSPEED_VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from sdzero.method.srt import train_weighted
 from sdzero.models import load_tokenizer, save_model
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
-from sdzero.sharded import is_sharded, whole
+from sdzero.sharded import is_sharded, whole_of
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -30,11 +30,11 @@ METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "di
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+    return {name: whole_of(model, name, p.detach()).clone() for name, p in model.named_parameters()}
 
 
-def tiny_model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=torch.float64)
+def tiny_model(dtype: torch.dtype = torch.float64) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=dtype)
 
 
 def without_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
@@ -48,7 +48,22 @@ def with_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
     return dict(work(*arguments, **keywords))
 
 
-def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict[str, Any]:
+def with_zero(stage: int, work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """The same with DeepSpeed's ZeRO, as `accelerate launch` sets it up, on a CPU."""
+    os.environ.update(
+        {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+            "DS_ACCELERATOR": "cpu",
+        }
+    )
+    return dict(work(*arguments, **keywords))
+
+
+def phase_2(
+    folder: Path, stop_after: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any
+) -> dict[str, Any]:
     """Three steps on ten questions, or fewer: `stop_after` ends the training as a kill does."""
     settings: dict[str, Any] = {
         "batch_size": 4,
@@ -63,12 +78,12 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
     bench = Bench(
         folder,
         QUESTIONS[:10],
-        teacher=None if "lora" in changes else perturbed(tiny_model()),
-        dtype=torch.float64,
+        teacher=None if "lora" in changes else perturbed(tiny_model(dtype)),
+        dtype=dtype,
         rehearsal=True,
         **settings | changes,
     )
-    start = weights_of(bench.model)
+    start, teacher_start = weights_of(bench.model), weights_of(bench.teacher.model)
     metrics: list[dict[str, Any]] = []
     log = bench.trainer.log
 
@@ -98,6 +113,7 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
     bench.train()
     return {
         "start": start,
+        "teacher_start": teacher_start,
         "student": weights_of(bench.model),
         "teacher": weights_of(bench.teacher.model),
         "syncs": bench.teacher.sync_count,
@@ -107,12 +123,15 @@ def phase_2(folder: Path, stop_after: int | None = None, **changes: Any) -> dict
     }
 
 
-def srt(folder: Path, micro_batch_tokens: int | None = None) -> dict[str, Any]:
+def srt(
+    folder: Path, micro_batch_tokens: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any
+) -> dict[str, Any]:
     """Nine sequences, in batches of four."""
     with ranks.turn_of_first() as is_mine:
         if is_mine:
             folder.mkdir()
-    model, tokenizer = tiny_model(), load_tokenizer("tiny")
+    model, tokenizer = tiny_model(dtype), load_tokenizer("tiny")
+    start = weights_of(model)
     sequences = make_rehearsal(Roles(tokenizer, PhraseSettings(), ChatSettings()))[:9]
     settings = OptimizerSettings(
         learning_rate=1e-3, batch_size=4, micro_batch_size=4, micro_batch_tokens=micro_batch_tokens
@@ -129,10 +148,12 @@ def srt(folder: Path, micro_batch_tokens: int | None = None) -> dict[str, Any]:
         seed=1,
         log=metrics.append,
         ledger=Ledger(folder / "ledger.jsonl"),
+        **changes,
     )
     save_model(model, tokenizer, folder / "model")
     forward = "the model's own" if "forward" not in model.__dict__ else "another"
     return {
+        "start": start,
         "student": weights_of(model),
         "steps": steps,
         "metrics": metrics,

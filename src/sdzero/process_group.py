@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from sdzero import deepspeed_settings
 from sdzero.errors import UserError
 from sdzero.stopping import Stopped
 
@@ -48,18 +49,13 @@ class PeerError(UserError):
 
 
 def asks_for(what: str) -> bool:
-    """Whether accelerate's launcher was told to use `FSDP` or `DEEPSPEED`."""
+    """Whether accelerate's launcher was told to use this, such as `FSDP`."""
     return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("1", "true", "yes")
 
 
 def check_launcher() -> None:
     """Raise UserError for a configuration of accelerate's that cannot be used here."""
-    if asks_for("DEEPSPEED"):
-        raise UserError(
-            "DeepSpeed is not supported",
-            "distributed_type",
-            "FSDP2 shards the same things: start from recipes/distributed/fsdp2.yaml",
-        )
+    deepspeed_settings.check(processes_started())
     if not asks_for("FSDP"):
         return
     for key, value in FSDP_NEEDS.items():

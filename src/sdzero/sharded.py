@@ -1,9 +1,9 @@
-"""Weights that are sharded over the processes (FSDP2), and where the whole of them is needed.
+"""Weights that are sharded over the processes (FSDP2, ZeRO), and where the whole of them is needed.
 
 FSDP2 shards a model in place: its parameters become `DTensor`s, of which each process holds a part. They are
 whole while the model's own forward runs. Sampling, saving and a teacher that is made from the student need
-them whole too. All processes call these functions at the same place, for they are collective; for a model
-that is not sharded they do nothing.
+them whole too. DeepSpeed's ZeRO-3 does the like in its own way (`sdzero.zero`). All processes call these
+functions at the same place, for they are collective; for a model that is not sharded they do nothing.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from accelerate.utils import (  # type: ignore[import-untyped]
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from sdzero import zero
 from sdzero.process_group import asks_for
 
 
@@ -35,16 +36,30 @@ def use_on_cpu(accelerator: Accelerator) -> None:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether the model's weights are sharded."""
-    return isinstance(model, FSDPModule)
+    """Whether the model's weights are sharded, or in DeepSpeed's buffers."""
+    return isinstance(model, FSDPModule) or zero.is_managed(model)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor, gathered if it is sharded."""
+    if zero.is_cut_up(tensor):
+        return zero.whole(tensor)
     if not isinstance(tensor, DTensor):
         return tensor
     gathered: torch.Tensor = tensor.full_tensor()
     return gathered
+
+
+def whole_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of `tensor`, which is the one of this name in the model's state.
+
+    A state has tensors without what ZeRO-3 knows of their parameters, so it is asked for the parameter.
+    """
+    if not zero.is_managed(model):
+        return whole(tensor)
+    owner, _, own = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), own)
+    return whole(tensor if zero.is_cut_up(tensor) else tensor.detach())
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -58,7 +73,9 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     state = model.state_dict(keep_vars=True)
     for tensor in state.values():
         if id(tensor) not in found:
-            found[id(tensor)] = whole(tensor.detach()).to("cpu")
+            own = tensor if zero.is_cut_up(tensor) else tensor.detach()
+            # ZeRO-2's parameters are views into one buffer.
+            found[id(tensor)] = whole(own).to("cpu", copy=zero.is_managed(model))
     return {name: found[id(tensor)] for name, tensor in state.items()}
 
 
@@ -68,6 +85,10 @@ def whole_weights(model: torch.nn.Module | None) -> Iterator[None]:
 
     In the block the model may be called any number of times, in some of the processes or in none.
     """
+    if model is not None and zero.is_managed(model):
+        with zero.whole_weights(model):
+            yield
+        return
     units = [] if model is None else [one for one in model.modules() if isinstance(one, FSDPModule)]
     groups: list[Any] = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
     kept = [group.post_forward_mesh_info for group in groups]

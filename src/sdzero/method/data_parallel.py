@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from sdzero import ranks, sharded
 from sdzero.adapters import has_adapter
 from sdzero.errors import UserError
-from sdzero.method.hidden import hidden_states, output_head
+from sdzero.method.hidden import hidden_states, logits_of, output_head
+from sdzero.method.zero_training import TrainsWithZero
 
 Loss = Callable[[], torch.Tensor]
 
 
-class DataParallel(Trainer):
+class DataParallel(TrainsWithZero):
     """A trainer that is right with any number of processes; with one it is `Trainer`."""
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -59,7 +60,8 @@ class DataParallel(Trainer):
         )
 
     def check_sharding(self) -> None:
-        """Raise UserError for an adapter on weights to be sharded; it is called when the trainer is made."""
+        """Raise UserError for an adapter on weights to be sharded, and for what ZeRO cannot train; it is
+        called when the trainer is made."""
         if self.accelerator.num_processes == 1:
             return
         bare = self.accelerator.unwrap_model(self.model)
@@ -69,6 +71,7 @@ class DataParallel(Trainer):
                 "lora",
                 "use DDP (recipes/distributed/ddp.yaml): an adapter's gradients and states are small",
             )
+        self.check_for_zero(bare)
 
     def loss_inside(self, model: torch.nn.Module, loss: Loss) -> torch.Tensor:
         """`loss()`, run where `model`'s wrapper expects its forward; scaled, for it averages gradients."""
@@ -122,5 +125,5 @@ def no_loss(model: PreTrainedModel, pad_token_id: int) -> torch.Tensor:
         return 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
     ids_BT = torch.full((1, 1), pad_token_id, device=model.device)
     hidden_TD = hidden_states(model, ids_BT, torch.zeros(1, dtype=torch.long))
-    nothing: torch.Tensor = 0.0 * output_head(model)(hidden_TD).sum()
+    nothing: torch.Tensor = 0.0 * logits_of(output_head(model), hidden_TD).sum()
     return nothing

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from sdzero.errors import UserError
@@ -21,6 +22,15 @@ def output_head(model: PreTrainedModel) -> torch.nn.Linear:
             "use a causal language model (AutoModelForCausalLM) with an output head",
         )
     return head
+
+
+def logits_of(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's logits, [..., V] of [..., D].
+
+    By its weights and not by a call of the layer: wrappers that gather weights around each layer's forward
+    want the same layers called in every process, and a process without tokens may have none for the head.
+    """
+    return functional.linear(hidden, head.weight, head.bias)
 
 
 def hidden_states(
@@ -52,7 +62,7 @@ def check_output_head(model: PreTrainedModel) -> None:
     with torch.no_grad():
         expected = model(input_ids=ids_BT, use_cache=False).logits[0]
         hidden_TD = hidden_states(model, ids_BT, torch.arange(PROBE_TOKENS))
-        actual = output_head(model)(hidden_TD)
+        actual = logits_of(output_head(model), hidden_TD)
     model.train(was_training)
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
     if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.divergence import Backend, DivergenceKind, check_backend, divergence_from_hidden
 from sdzero.method.graded import Graded
-from sdzero.method.hidden import hidden_states, output_head
+from sdzero.method.hidden import hidden_states, logits_of, output_head
 from sdzero.method.micro_batches import Context
 from sdzero.method.roles import Roles
 from sdzero.method.srt import LOGITS_AT_A_TIME
@@ -307,7 +307,7 @@ def target_log_probabilities(
     """
 
     def chunk(hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = head(hidden_CD)
+        logits_CV = logits_of(head, hidden_CD)
         if logits_CV.dtype != torch.float64:
             logits_CV = logits_CV.float()
         log_CV = logits_CV.log_softmax(-1)

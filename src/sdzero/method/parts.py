@@ -59,7 +59,7 @@ class TrainsInParts(DataParallel):
         losses = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if last else self.no_step_yet(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
 

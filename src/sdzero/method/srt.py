@@ -42,7 +42,7 @@ from sdzero.method.alarms import alarms_for
 from sdzero.method.checkpoints import DeterministicCheckpoints, last_complete_checkpoint
 from sdzero.method.chunked_nll import weighted_nll_sum
 from sdzero.method.data_parallel import no_loss
-from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.hidden import check_output_head, hidden_states, logits_of, output_head
 from sdzero.method.parts import TrainsInParts
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.trace import RevisionTrace
@@ -119,7 +119,7 @@ def weighted_loss_sum(
     head = output_head(model)
 
     def loss_sum(hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
-        logits_CV = head(hidden_CD)
+        logits_CV = logits_of(head, hidden_CD)
         if logits_CV.dtype != torch.float64:
             logits_CV = logits_CV.float()
         nll_C = functional.cross_entropy(logits_CV, targets_C, reduction="none")

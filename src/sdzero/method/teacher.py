@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sdzero.adapters import merged_weights, plain_state
 from sdzero.errors import UserError
 from sdzero.models import read_model
-from sdzero.sharded import whole
+from sdzero.sharded import whole_of
 
 TEACHER_STATE = "teacher.json"
 TEACHER_WEIGHTS = "teacher.safetensors"
@@ -79,7 +79,7 @@ class Teacher:
             raise ValueError("student and teacher have different parameters")
         with torch.no_grad():
             for name, value in state.items():
-                own[name].copy_(whole(value))
+                own[name].copy_(whole_of(student, name, value))
         self.model.requires_grad_(False)
         self.sync_count += 1
         self._means, self._fingerprint = {}, None
@@ -99,7 +99,7 @@ class Teacher:
                     exact = torch.promote_types(parameter.dtype, torch.float32)
                     mean = parameter if exact == parameter.dtype else parameter.to(exact)
                     self._means[name] = mean
-                mean.lerp_(whole(student_state[name]).to(mean), 1.0 - decay)
+                mean.lerp_(whole_of(student, name, student_state[name]).to(mean), 1.0 - decay)
                 if mean is not parameter:
                     parameter.copy_(mean)
         self.steps_followed += 1
