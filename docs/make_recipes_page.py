@@ -286,6 +286,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     | {
         "batch_size": "Questions in one optimizer step; a multiple of `micro_batch_size`.",
         "teacher": "A model folder as the Reviser in place of the SRT model.",
+        "teacher_placement": "Where the teacher's weights are: on the device, in the host's memory, or"
+        " sharded over the processes ([distributed.md](distributed.md#where-the-teacher-is)).",
         "divergence": "Direction of the divergence; formulas in [method.md](method.md).",
         "divergence_backend": "What computes the divergence: our own chunks (`chunked`), or the kernel of"
         " TRL's distillation trainer (`trl`; it has no `mixed`).",

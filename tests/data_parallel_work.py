@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from distill_bench import QUESTIONS, Bench, make_rehearsal, perturbed
 from sdzero import ranks, tiny
 from sdzero.ledger import Ledger
 from sdzero.method.roles import Roles
+from sdzero.method.sharded_teacher import ShardedTeacher
 from sdzero.method.srt import train_weighted
+from sdzero.method.streamed_teacher import StreamedTeacher
+from sdzero.method.teacher import Teacher
 from sdzero.models import load_tokenizer, save_model
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
@@ -31,6 +35,12 @@ METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "di
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: whole_of(model, name, p.detach()).clone() for name, p in model.named_parameters()}
+
+
+def teacher_weights(teacher: Teacher) -> dict[str, torch.Tensor]:
+    if isinstance(teacher, StreamedTeacher):  # its model has no weights outside a pass
+        return {name: weight.clone() for name, weight in teacher.weights().items()}
+    return weights_of(teacher.model)
 
 
 def tiny_model(dtype: torch.dtype = torch.float64) -> Any:
@@ -62,7 +72,11 @@ def with_zero(stage: int, work: Any, *arguments: Any, **keywords: Any) -> dict[s
 
 
 def phase_2(
-    folder: Path, stop_after: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any
+    folder: Path,
+    stop_after: int | None = None,
+    questions: int = 10,
+    dtype: torch.dtype = torch.float64,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Three steps on ten questions, or fewer: `stop_after` ends the training as a kill does."""
     settings: dict[str, Any] = {
@@ -77,7 +91,7 @@ def phase_2(
     }
     bench = Bench(
         folder,
-        QUESTIONS[:10],
+        QUESTIONS[:questions],
         teacher=None if "lora" in changes else perturbed(tiny_model(dtype)),
         dtype=dtype,
         rehearsal=True,
@@ -115,7 +129,7 @@ def phase_2(
         "start": start,
         "teacher_start": teacher_start,
         "student": weights_of(bench.model),
-        "teacher": weights_of(bench.teacher.model),
+        "teacher": teacher_weights(bench.teacher),
         "syncs": bench.teacher.sync_count,
         "metrics": metrics,
         "reported": bench.logged,
@@ -160,3 +174,43 @@ def srt(
         "forward": forward,
         "sharded": is_sharded(model),
     }
+
+
+def sharded_teacher(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Phase 2 with FSDP2 and a sharded teacher; also what of the teacher this process held, in bytes."""
+    seen: dict[str, list[int]] = {"between": [], "inside": [], "joins": []}
+    place, run, join = ShardedTeacher.place, ShardedTeacher.run, ShardedTeacher.join
+
+    def placed(self: Any, accelerator: Any) -> None:
+        place(self, accelerator)
+        for layer in self.model.model.layers:
+            layer.register_forward_pre_hook(lambda *_: seen["inside"].append(bytes_held(self.model)))
+
+    def observed(self: Any, work: Any) -> Any:
+        found = run(self, work)
+        seen["between"].append(bytes_held(self.model))
+        return found
+
+    def joined(self: Any, *arguments: Any) -> None:
+        seen["joins"].append(ranks.rank())
+        join(self, *arguments)
+
+    ShardedTeacher.place = placed  # type: ignore[method-assign]
+    ShardedTeacher.run = observed  # type: ignore[method-assign]
+    ShardedTeacher.join = joined  # type: ignore[method-assign]
+    found = with_fsdp(phase_2, folder, teacher_placement="sharded", **changes)
+    return found | seen | {"whole": sum(8 * weight.numel() for weight in found["start"].values())}
+
+
+def bytes_held(model: torch.nn.Module) -> int:
+    """What this process holds of a sharded model: its shards, and what is gathered of other processes'."""
+    units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
+    groups: dict[int, Any] = {
+        id(group): group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups
+    }
+    held = 0
+    for parameter in (parameter for group in groups.values() for parameter in group.fsdp_params):
+        held += parameter._sharded_param_data.untyped_storage().size()
+        if hasattr(parameter, "_unsharded_param"):
+            held += parameter._unsharded_param.untyped_storage().size()
+    return held

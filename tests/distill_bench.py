@@ -18,6 +18,8 @@ from sdzero.method.distill import SelfDistillationTrainer
 from sdzero.method.distill_config import SAME_NAME, SelfDistillationConfig
 from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
+from sdzero.method.sharded_teacher import ShardedTeacher
+from sdzero.method.streamed_teacher import StreamedTeacher
 from sdzero.method.teacher import Teacher
 from sdzero.method.training import training_arguments
 from sdzero.packed_attention import enable_packing
@@ -102,12 +104,14 @@ class Bench:
         arguments |= {"max_steps": max_steps} | (extra or {})
         own = {name: getattr(settings, name) for name in SAME_NAME}
         config = SelfDistillationConfig(**arguments, **own, sync_every=settings.sync_every or 0)
+        placement = settings.teacher_placement
         if teacher is not None:
-            self.teacher = Teacher(teacher, "given")
+            self.teacher = placed(teacher, "given", placement)
         elif lora is not None and lora.teacher == "shared":
             self.teacher = AdapterTeacher.beside(self.model, str(model_folder))
         else:
-            self.teacher = Teacher.load(model_folder, dtype, "cpu")
+            loaded = Teacher.load(model_folder, dtype, "cpu")
+            self.teacher = loaded if placement == "device" else placed(loaded.model, "given", placement)
         if packed:
             enable_packing(self.model)
             enable_packing(self.teacher.model)
@@ -129,6 +133,13 @@ class Bench:
         self.trainer.train(resume_from_checkpoint=last_complete_checkpoint(self.checkpoints))
         self.run.close()
         return self.logged
+
+
+def placed(model: PreTrainedModel, source: str, placement: str) -> Teacher:
+    """The teacher where `distill.teacher_placement` says."""
+    if placement == "cpu":
+        return StreamedTeacher(model, source, "cpu")
+    return ShardedTeacher(model, source) if placement == "sharded" else Teacher(model, source)
 
 
 def make_rehearsal(roles: Roles) -> list[WeightedSequence]:

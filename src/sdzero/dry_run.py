@@ -218,6 +218,7 @@ def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
                 evaluate_every=None,
                 early_stop_patience=None,
                 teacher=None,
+                teacher_placement="device",
                 rehearsal_traces=None,
                 rehearsal_batch_size=QUESTIONS,
             ),
@@ -285,6 +286,8 @@ def dry_run(
     report("  sizes: one optimizer step a stage, one response a question")
     if recipe.rollout.engine != "transformers":
         report(f"  rollout engine {recipe.rollout.engine} -> transformers")
+    if recipe.distill.teacher_placement != "device":
+        report(f"  teacher placement {recipe.distill.teacher_placement} -> device")
     if recipe.suite.name is not None:
         report(f"  suite {recipe.suite.name} -> not scored")
 

@@ -10,15 +10,20 @@ from sdzero.adapters import ADAPTER_WEIGHTS, adapter_state
 from sdzero.method.adapter_teacher import AdapterTeacher
 from sdzero.method.teacher import Teacher, fingerprint
 from sdzero.run_context import RunContext
+from sdzero.teacher_start import Placement, load_teacher
 
 
 def student_and_teacher(
-    context: RunContext, start: str, teacher_folder: str | None = None
+    context: RunContext,
+    start: str,
+    teacher_folder: str | None = None,
+    placement: Placement = "device",
 ) -> tuple[PreTrainedModel, Teacher]:
     """The student with an adapter, and its teacher, both at the model in `start`; for recipes with LoRA.
 
-    A teacher from another folder is a model of its own. Raises ValueError if the teacher is not the model in
-    `start` bit for bit, as it would not be if an adapter were off or left out.
+    A teacher from another folder, or a copy, is a model of its own, placed as `placement` says. Raises
+    ValueError if the teacher is not the model in `start` bit for bit, as it would not be if an adapter were
+    off or left out.
     """
     lora = context.recipe.lora
     assert lora is not None, "for recipes with LoRA"
@@ -31,7 +36,7 @@ def student_and_teacher(
         expected = fingerprint(student)
         context.put_adapter(student, start)
     if lora.teacher == "copy" or named != start:
-        return student, Teacher(context.load(named), named)
+        return student, load_teacher(context, named, placement)
     teacher = AdapterTeacher.beside(student, start)
     if expected is None:
         stored = load_file(Path(start) / ADAPTER_WEIGHTS)

@@ -109,21 +109,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str, settings: ModelSettings) -> PreTrainedModel:
-    """Load a causal language model with the recipe's dtype, attention and device.
+def load_model(path: str, settings: ModelSettings, device: torch.device | None = None) -> PreTrainedModel:
+    """Load a causal language model with the recipe's dtype, attention and device (or onto `device`).
 
     A folder with an adapter is read as the adapter's model with the adapter merged; with quantized weights,
     which cannot be merged, with the adapter in it, frozen.
     """
     where = resolve_path(path)
     if is_adapter_folder(where):
-        model = _read_with_adapter(where, settings, read_adapter_config(where))
+        model = _read_with_adapter(where, settings, read_adapter_config(where), device)
         if settings.quantization is None:
             merge_adapter(model)
         else:
             model.requires_grad_(False)
         return model
-    return _read_as_settings_say(where, settings)
+    return _read_as_settings_say(where, settings, device)
 
 
 def load_to_train_on(path: str, settings: ModelSettings, lora: LoraSettings) -> PreTrainedModel:
@@ -145,19 +145,23 @@ def load_to_train_on(path: str, settings: ModelSettings, lora: LoraSettings) -> 
     return model
 
 
-def _read_with_adapter(where: str, settings: ModelSettings, config: LoraConfig) -> PreTrainedModel:
+def _read_with_adapter(
+    where: str, settings: ModelSettings, config: LoraConfig, device: torch.device | None = None
+) -> PreTrainedModel:
     base = str(config.base_model_name_or_path or "")
-    model = _read_as_settings_say(resolve_path(base), settings)
+    model = _read_as_settings_say(resolve_path(base), settings, device)
     attach_adapter(model, config, seed=0, base=base)
     load_adapter_weights(model, where)
     return model
 
 
-def _read_as_settings_say(where: str, settings: ModelSettings) -> PreTrainedModel:
+def _read_as_settings_say(
+    where: str, settings: ModelSettings, device: torch.device | None = None
+) -> PreTrainedModel:
     if settings.quantization is not None:
         return read_quantized(where, settings)
     model = read_model(where, DTYPES[settings.dtype], attention_of(settings))
-    model.to(pick_device(settings.device))  # type: ignore[arg-type]
+    model.to(device or pick_device(settings.device))  # type: ignore[arg-type]
     return model
 
 

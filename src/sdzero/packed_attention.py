@@ -95,13 +95,13 @@ def packs_rows(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation in (*FLASH, PACKED_SDPA)
 
 
-def check_packing(model: PreTrainedModel) -> None:
+def check_packing(model: PreTrainedModel, device: torch.device | None = None) -> None:
     """Raise UserError for a model with layers of other kinds, or that mixes the sequences of a row.
 
-    The latter is tried on a few tokens.
+    The latter is tried on a few tokens, on `device` if the model computes elsewhere than its weights lie.
     """
     others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - set(LAYER_TYPES)
-    if others or not _keeps_apart(model):
+    if others or not _keeps_apart(model, device or model.device):
         why = f"it has layers of {', '.join(sorted(others))}" if others else "they see one another"
         raise UserError(
             f"{type(model).__name__} cannot read packed sequences: {why}",
@@ -110,9 +110,14 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
-def packed_arguments(lengths: Sequence[int], model: PreTrainedModel) -> dict[str, Any]:
-    """What the decoder is to be called with, beside the row of ids [1, N], for sequences of these lengths."""
-    device = model.device
+def packed_arguments(
+    lengths: Sequence[int], model: PreTrainedModel, device: torch.device | None = None
+) -> dict[str, Any]:
+    """What the decoder is to be called with, beside the row of ids [1, N], for sequences of these lengths.
+
+    `device` is where it computes, by default where its weights lie.
+    """
+    device = device or model.device
     ends = list(accumulate(lengths, initial=0))
     boundaries = torch.tensor(ends, dtype=torch.int32, device=device)
     positions_1N = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
@@ -131,16 +136,18 @@ def packed_arguments(lengths: Sequence[int], model: PreTrainedModel) -> dict[str
     }
 
 
-def _keeps_apart(model: PreTrainedModel) -> bool:
+def _keeps_apart(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether some short sequences give the same in one row as alone."""
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
-    ids = [torch.arange(length, device=model.device)[None] for length in PROBE_LENGTHS]
+    ids = [torch.arange(length, device=device)[None] for length in PROBE_LENGTHS]
     was_training = model.training
     model.train(False)
     with torch.no_grad():
         alone = [decoder(input_ids=own, use_cache=False).last_hidden_state for own in ids]
         packed = decoder(
-            input_ids=torch.cat(ids, dim=1), use_cache=False, **packed_arguments(PROBE_LENGTHS, model)
+            input_ids=torch.cat(ids, dim=1),
+            use_cache=False,
+            **packed_arguments(PROBE_LENGTHS, model, device),
         ).last_hidden_state
     model.train(was_training)
     expected = torch.cat(alone, dim=1)

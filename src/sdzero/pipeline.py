@@ -31,7 +31,7 @@ from sdzero.method.distill_config import distill_config
 from sdzero.method.graded import GradedSampler
 from sdzero.method.roles import Roles
 from sdzero.method.srt import srt_rows
-from sdzero.method.teacher import Teacher, fingerprint
+from sdzero.method.teacher import fingerprint
 from sdzero.method.thinking import thinking_of, thinking_warning
 from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer, pick_device, resolve_path
@@ -45,6 +45,7 @@ from sdzero.results import NAMES, check_score_name, run_results
 from sdzero.run_context import Budget, Report, RunContext
 from sdzero.run_dir import RunDir
 from sdzero.run_labels import hide_references, label_training_questions, note_true_rewards
+from sdzero.teacher_start import check_started, load_teacher
 from sdzero.verify.code import check_languages
 from sdzero.verify.pool import pool_of
 
@@ -175,9 +176,9 @@ class Stages(RunContext):
         device = pick_device(self.recipe.model.device)
         if self.recipe.lora is None:
             model = self.load(start)
-            reviser = Teacher(self.load(teacher_folder), teacher_folder)
+            reviser = load_teacher(self, teacher_folder, settings.teacher_placement)
         else:
-            model, reviser = student_and_teacher(self, start, teacher_folder)
+            model, reviser = student_and_teacher(self, start, teacher_folder, settings.teacher_placement)
         self.report(
             f"{name}: {len(questions)} questions, {settings.divergence} divergence (on:"
             f" {settings.divergence_on}; by: {settings.divergence_backend}), full vocabulary, temperature 1,"
@@ -351,6 +352,7 @@ class Stages(RunContext):
         suite = self.recipe.suite.name
         if suite is not None:  # what is missing of it is told before anything is trained
             load_suite(self, suite, None)
+        check_started(self.recipe)
         self.phase_1()
         self.distill()
         if self.recipe.rft.enabled:

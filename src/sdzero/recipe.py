@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
-from sdzero.recipe_distill import DistillSettings
+from sdzero.recipe_distill import DistillSettings, check_placement
 from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_lora import LoraSettings, check_quantized
 from sdzero.recipe_rollout import RolloutSettings
@@ -301,6 +301,7 @@ class Recipe(Settings):
             raise ValueError("distill.evaluate_every scores the tuning set: set data.tuning above 0")
         if self.model.quantization is not None:
             check_quantized(self.lora, self.rollout.engine, self.distill.teacher)
+        check_placement(self.distill, self.lora)
         if self.evaluate.on == "tuning" and not self.data.tuning:
             raise ValueError("evaluate.on=tuning scores the tuning set: set data.tuning above 0")
         own_traces = self.distill.rehearsal_weight and self.distill.rehearsal_traces is None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdzero.recipe_base import OptimizerSettings, SamplingSettings
+from sdzero.recipe_lora import LoraSettings
 
 FALSE_STARTS = ("Wait", "wait", "Hmm", "hmm", "Actually", "Let me start over", "let me start over")
 """Words by which a response gives a try up."""
@@ -27,6 +28,9 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     `rehearsal_weight` adds the revision loss on `rehearsal_batch_size` traces beside the divergence; the
     traces are the run's own, or those of another run's file `rehearsal_traces`.
     `teacher` is a model folder to be the Reviser in place of the SRT model.
+    `teacher_placement` is where its weights are: on the `device`; in the host's memory (`cpu`), from where
+    each layer is brought to the device for its pass; or, with FSDP2, `sharded` over the processes as the
+    student is.
     `phrase_for_reward` is for ablations: `held` gives the Reviser the phrase of r = 1 whatever the
     reward, `flipped` the other one.
     `divergence_on` keeps the divergence to a part of each response, for models that think aloud: what follows
@@ -34,6 +38,7 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
     """
 
     teacher: str | None = None
+    teacher_placement: Literal["device", "cpu", "sharded"] = "device"
     divergence: Literal["reverse", "forward", "mixed", "jsd"] = "reverse"
     divergence_backend: Literal["chunked", "trl"] = "chunked"
     divergence_clip: float | None = Field(default=None, gt=0)
@@ -98,3 +103,20 @@ class DistillSettings(OptimizerSettings, SamplingSettings):
         if self.early_stop_patience is not None and self.evaluate_every is None:
             raise ValueError("early_stop_patience needs evaluate_every")
         return self
+
+
+def check_placement(distill: DistillSettings, lora: LoraSettings | None) -> None:
+    """Raise ValueError where the teacher's weights cannot be where `teacher_placement` says."""
+    if lora is None or distill.teacher_placement == "device":
+        return
+    if distill.teacher_placement == "sharded":
+        raise ValueError(
+            "distill.teacher_placement=sharded is FSDP2's, which LoRA does not run under: set it to device or"
+            " cpu, or leave the section `lora` out"
+        )
+    if lora.teacher == "shared" and distill.teacher is None:
+        raise ValueError(
+            "distill.teacher_placement=cpu: with lora.teacher=shared the teacher is an adapter on the"
+            " student's own weights, and has none to be placed: set distill.teacher_placement to device, or"
+            " lora.teacher to copy"
+        )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdzero.adapters import (
@@ -89,10 +90,10 @@ class RunContext:
             check_kept_model(self.run, path)
             self._checked.add(str(path))
 
-    def load(self, path: str | Path) -> PreTrainedModel:
-        """Load a model with the recipe's dtype and device."""
+    def load(self, path: str | Path, device: torch.device | None = None) -> PreTrainedModel:
+        """Load a model with the recipe's dtype, on the recipe's device or another one."""
         self.check_kept(path)
-        return load_model(str(path), self.recipe.model)
+        return load_model(str(path), self.recipe.model, device)
 
     def trains_on_adapter(self, path: str | Path) -> bool:
         """Whether a stage that starts at this folder trains the adapter in it, in place of a new one."""

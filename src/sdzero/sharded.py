@@ -50,16 +50,21 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return gathered
 
 
-def whole_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of `tensor`, which is the one of this name in the model's state.
+def without_zero(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, which is the one of this name in the model's state; whole if DeepSpeed holds it.
 
     A state has tensors without what ZeRO-3 knows of their parameters, so it is asked for the parameter.
     """
     if not zero.is_managed(model):
-        return whole(tensor)
+        return tensor
     owner, _, own = name.rpartition(".")
     tensor = getattr(model.get_submodule(owner), own)
     return whole(tensor if zero.is_cut_up(tensor) else tensor.detach())
+
+
+def whole_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of `tensor`, which is the one of this name in the model's state."""
+    return whole(without_zero(model, name, tensor))
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:

@@ -9,13 +9,12 @@ no adapter has to be switched in a forward pass, or in the one that gradient che
 """
 
 import copy
-import hashlib
 
 import torch
 from transformers import PreTrainedModel
 
 from sdzero.adapters import adapter_parameters, has_adapter, is_adapter_name, plain_name
-from sdzero.method.teacher import Teacher
+from sdzero.method.teacher import Teacher, fingerprint_of
 
 
 def beside(student: PreTrainedModel) -> PreTrainedModel:
@@ -26,16 +25,11 @@ def beside(student: PreTrainedModel) -> PreTrainedModel:
 
 def adapted_fingerprint(model: PreTrainedModel) -> str:
     """The fingerprint of a model with an adapter; with one that is 0, that of the model without it."""
-    digest = hashlib.sha256()
     adapter = adapter_parameters(model)
     weights = {plain_name(n): p for n, p in model.named_parameters() if not is_adapter_name(n)}
     adds = any(bool(p.count_nonzero()) for name, p in adapter.items() if ".lora_B." in name)
-    for own in (weights, adapter) if adds else (weights,):
-        for name, parameter in sorted(own.items()):
-            digest.update(name.encode())
-            flat = parameter.detach().to("cpu").contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    named = (pair for own in ((weights, adapter) if adds else (weights,)) for pair in sorted(own.items()))
+    return fingerprint_of(named)
 
 
 class AdapterTeacher(Teacher):
@@ -48,12 +42,9 @@ class AdapterTeacher(Teacher):
             raise ValueError("the student has no adapter")
         return cls(beside(student), source)
 
-    @property
-    def fingerprint(self) -> str:
+    def find_fingerprint(self) -> str:
         """Of the weights and the adapter; as long as the adapter is 0, the weights' own."""
-        if self._fingerprint is None:
-            self._fingerprint = adapted_fingerprint(self.model)
-        return self._fingerprint
+        return adapted_fingerprint(self.model)
 
     def own_parameters(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The adapter's parameters."""

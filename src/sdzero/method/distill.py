@@ -124,13 +124,11 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
             raise ValueError(f"{type(objective).__name__} with teacher {teacher}: the two do not fit")
         if teacher is not None:
             check_apart(model, teacher)
-            check_output_head(teacher.model)
         sampler.take_weights(model, steps=0)
         check_output_head(model)
         self._packed = packs_rows(model)
         if self._packed:
-            for one in (model, *([teacher.model] if teacher is not None else [])):
-                check_packing(one)
+            check_packing(model)
         pad = processing_class.pad_token_id
         self.pad_id = int(processing_class.eos_token_id if pad is None else pad)
         self.stage = stage
@@ -171,6 +169,9 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
         # The loss below is normalised by `num_items_in_batch`: the global batch, not a micro-batch.
         self.loss_is_scaled_for_ga = True
         self.check_sharding()
+        if teacher is not None:
+            teacher.place(self.accelerator)
+            teacher.check(self._packed)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """The schedule that was given, or the one that the arguments name."""
@@ -279,6 +280,8 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
             loss = loss + self.args.rehearsal_weight * rehearsed / inputs["rehearsal_total"]
         if not loss.requires_grad:  # nothing of the batch fell to this micro-batch
             loss = loss + no_loss(student, self.pad_id)
+        if self.teacher is not None and "input_ids" not in inputs:
+            self.teacher.join(self.objective.teacher_passes, self.pad_id)
         return loss
 
     def _loss(
@@ -383,14 +386,14 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
         self.rollouts.finish()  # what old weights have sampled, no resumed run can sample again
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            with writing(folder):
+        with writing(folder):
+            if self.teacher is not None:
+                self.teacher.save(folder, writes=self.args.should_save)
+            if self.args.should_save:
                 self._save_beside(folder)
         ranks.barrier()  # all of the checkpoint is there, of every process, when it is marked as whole
 
     def _save_beside(self, folder: Path) -> None:
-        if self.teacher is not None:
-            self.teacher.save(folder)
         kept: dict[str, Any] = {**self.counted, "last_score": self._last_score}
         if self.rollouts.solve_rates is not None:
             kept["solve_rates"] = self.rollouts.solve_rates.to_json()

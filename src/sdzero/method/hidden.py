@@ -45,7 +45,7 @@ def hidden_states(
     input is one row [1, T] of sequences of these lengths (`sdzero.packed_attention`).
     """
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
-    packed = {} if lengths is None else packed_arguments(lengths, model)
+    packed = {} if lengths is None else packed_arguments(lengths, model, ids_BT.device)
     hidden_BTD: torch.Tensor = decoder(input_ids=ids_BT, use_cache=False, **packed).last_hidden_state
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N.to(hidden_BTD.device)]
 
@@ -56,7 +56,7 @@ def check_output_head(model: PreTrainedModel) -> None:
     Some architectures scale or cap their logits; the divergence on hidden states would then be that
     of another model. Raises UserError for those.
     """
-    ids_BT = torch.arange(PROBE_TOKENS, device=model.device)[None]
+    ids_BT = probe_ids(model.device)
     was_training = model.training
     model.train(False)
     with torch.no_grad():
@@ -64,8 +64,18 @@ def check_output_head(model: PreTrainedModel) -> None:
         hidden_TD = hidden_states(model, ids_BT, torch.arange(PROBE_TOKENS))
         actual = logits_of(output_head(model), hidden_TD)
     model.train(was_training)
+    check_logits(model, actual, expected)
+
+
+def probe_ids(device: torch.device) -> torch.Tensor:
+    """A row [1, T] of a few tokens, to try a model on."""
+    return torch.arange(PROBE_TOKENS, device=device)[None]
+
+
+def check_logits(model: PreTrainedModel, of_head_TV: torch.Tensor, expected_TV: torch.Tensor) -> None:
+    """Raise UserError if the head's products with the hidden states are not the model's logits."""
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
+    if not torch.allclose(of_head_TV, expected_TV, rtol=tolerance, atol=tolerance):
         raise UserError(
             f"{type(model).__name__} changes its logits after the output head (scaling or capping)",
             "model.path",

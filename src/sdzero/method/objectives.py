@@ -62,6 +62,11 @@ class Objective(Protocol):
         """Whether there is a teacher."""
         ...
 
+    @property
+    def teacher_passes(self) -> int:
+        """How many passes of the teacher a micro-batch has."""
+        ...
+
     def context(self, roles: Roles, one: Graded) -> Context:
         """The response in the contexts in which the loss reads it."""
         ...
@@ -101,6 +106,11 @@ class TeacherDivergence:
     measure = "divergence"
     needs_teacher = True
 
+    @property
+    def teacher_passes(self) -> int:
+        """How many passes of the teacher a micro-batch has."""
+        return 1
+
     def token_losses(
         self,
         student: PreTrainedModel,
@@ -115,8 +125,8 @@ class TeacherDivergence:
 
     def teacher_hidden(self, teacher: Teacher, inputs: dict[str, Any]) -> Tensor:
         """[T, D]: what the teacher's head is to read."""
-        return hidden_states(
-            teacher.model, inputs["teacher_ids"], inputs["teacher_positions"], inputs["teacher_lengths"]
+        return teacher.hidden_states(
+            inputs["teacher_ids"], inputs["teacher_positions"], inputs["teacher_lengths"]
         )
 
     def divergence(
@@ -130,7 +140,7 @@ class TeacherDivergence:
         """The divergence, from the student's hidden states."""
         with torch.no_grad():
             teacher_hidden_TD = self.teacher_hidden(teacher, inputs)
-        student_head, teacher_head = output_head(student), output_head(teacher.model)
+        student_head, (teacher_head_VD, teacher_bias_V) = output_head(student), teacher.head()
         lengths = inputs["lengths_B"].tolist()
 
         def factors_of(divergence_T: Tensor, entropy_T: Tensor) -> Tensor | None:
@@ -140,12 +150,12 @@ class TeacherDivergence:
             student_hidden_TD,
             teacher_hidden_TD,
             student_head.weight,
-            teacher_head.weight,
+            teacher_head_VD,
             kind=self.kind,
             chunk_tokens=self.chunk_tokens,
             weights_T=weights_T,
             student_bias_V=student_head.bias,
-            teacher_bias_V=teacher_head.bias,
+            teacher_bias_V=teacher_bias_V,
             factors_of=None if self.factors.are_ones else factors_of,
             factors_are_local=self.factors.are_local,
             backend=self.backend,
@@ -173,6 +183,11 @@ class ReviserDivergence(TeacherDivergence):
 
     seeded_as = "distill"
 
+    @property
+    def teacher_passes(self) -> int:
+        """Three with a contrast: x + y + P_r + y, x + y + P_other + y, and x + y."""
+        return 3 if self.contrast else 1
+
     def context(self, roles: Roles, one: Graded) -> Context:
         """The teacher reads x + y + P_r + y; for a contrast also x + y + P_other + y, and x + y."""
         shown = phrase_reward(one.reward, self.phrase_for_reward)
@@ -185,10 +200,12 @@ class ReviserDivergence(TeacherDivergence):
         hidden_TD = super().teacher_hidden(teacher, inputs)
         if not self.contrast:
             return hidden_TD
-        other_TD = hidden_states(
-            teacher.model, inputs["other_ids"], inputs["other_positions"], inputs["other_lengths"]
+        other_TD = teacher.hidden_states(
+            inputs["other_ids"], inputs["other_positions"], inputs["other_lengths"]
         )
-        plain_TD = student_hidden(teacher.model, inputs)
+        plain_TD = teacher.hidden_states(
+            inputs["input_ids"], inputs["student_positions"], inputs["student_lengths"]
+        )
         return hidden_TD - self.contrast * (other_TD - plain_TD)
 
     def token_losses(
@@ -272,6 +289,7 @@ class ConstantAdvantage:
     seeded_as = "negative"
     measure = "log_probability"
     needs_teacher = False
+    teacher_passes = 0
 
     def context(self, roles: Roles, one: Graded) -> Context:
         """x + y under the student alone."""
