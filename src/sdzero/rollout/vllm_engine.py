@@ -9,8 +9,8 @@ does not bear the stamp of the last push stops the run.
 Prefix caching is on: repeated samples share the keys and values of their prompt, and revisions those of
 the prompt and the initial response. A push empties the cache.
 
-Left out: LoRA weights are not pushed as adapters. With several trainer processes only a server can be
-used; the first process samples for all.
+Left out: an adapter is not pushed as one, but merged (`named_weights`). With several trainer processes only a
+server can be used; the first process samples for all.
 """
 
 import uuid
