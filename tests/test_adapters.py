@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,6 +21,7 @@ from sdzero.adapters import (
     load_adapter_weights,
     lora_config,
     merge_adapter,
+    merged_weight,
     merged_weights,
     plain_state,
     read_adapter_config,
@@ -126,6 +128,45 @@ def test_an_engine_is_sent_plain_names_and_merged_weights() -> None:
             parameter.copy_(sent[name])
     torch.testing.assert_close(logits(other), expected, rtol=1e-12, atol=1e-12)
     assert set(plain_state(model)) == set(other.state_dict())
+
+
+def test_merged_copies_are_made_one_at_a_time_and_the_model_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = trained(make_model())
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
+    adapted = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    made: list[object] = []
+
+    def counted(layer: object) -> torch.Tensor:
+        made.append(layer)
+        return merged_weight(layer)
+
+    monkeypatch.setattr("sdzero.adapters.merged_weight", counted)
+    handed = 0
+    for name, _ in named_weights(model):
+        handed += name in adapted
+        assert len(made) == handed, "none is made before it is asked for"
+    assert handed == len(adapted) == 14
+    for name, parameter in model.named_parameters():
+        assert (id(parameter), True) == (before[name][0], torch.equal(parameter, before[name][1])), name
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1e-4, 0.06), (1e-3, 0.52), (1e-2, 1.0)])
+def test_in_bfloat16_merging_keeps_this_share_of_what_the_adapter_adds(size: float, kept: float) -> None:
+    """`size` is that of B A beside W. docs/lora.md has the three shares."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=4, hidden_size=512, intermediate_size=512, num_hidden_layers=1)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    attach_adapter(model, lora_config(LoraSettings(rank=64, alpha=64)), seed=1, base="base")
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    weight = layer.get_base_layer().weight.detach().float()
+    with torch.no_grad():
+        layer.lora_A["default"].weight.normal_()
+        layer.lora_B["default"].weight.normal_(std=size * float(weight.std()) / 64**0.5)
+    delta = layer.get_delta_weight("default").detach()
+    left = merged_weight(layer).float() - weight
+    assert float((left * delta).sum() / delta.square().sum()) == pytest.approx(kept, abs=0.03)
 
 
 def test_in_a_short_type_the_adapter_is_float32() -> None:

@@ -56,6 +56,6 @@ def check_quantized(lora: LoraSettings | None, engine: str, teacher: str | None)
         )
     if engine == "vllm":
         raise ValueError(
-            "vLLM is sent merged weights, and those in 4 bits cannot be merged: set rollout.engine to"
-            " transformers, or model.quantization to null"
+            "vLLM is sent merged weights, and in 4 bits what an adapter adds is lost in the steps of the"
+            " grid: set rollout.engine to transformers, or model.quantization to null"
         )
