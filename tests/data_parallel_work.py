@@ -19,7 +19,7 @@ from sdzero.method.teacher import Teacher
 from sdzero.models import load_tokenizer, save_model
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
-from sdzero.sharded import is_sharded, whole_of
+from sdzero.sharded import is_sharded, whole, without_zero
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -34,7 +34,9 @@ METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "di
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: whole_of(model, name, p.detach()).clone() for name, p in model.named_parameters()}
+    return {
+        name: whole(without_zero(model, name, p.detach())).clone() for name, p in model.named_parameters()
+    }
 
 
 def teacher_weights(teacher: Teacher) -> dict[str, torch.Tensor]:

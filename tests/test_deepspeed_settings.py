@@ -15,7 +15,9 @@ ZERO_3 = ZERO_2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     there = found("json")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name == "deepspeed" else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: there if name == "deepspeed" else found(name)
+    )
 
 
 @pytest.mark.usefixtures("installed")
@@ -58,7 +60,9 @@ def test_the_rest_is_refused_with_the_key_that_says_it(
 
 def test_without_deepspeed_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "deepspeed" else found(name)
+    )
     for name, value in ZERO_2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="not installed") as told:

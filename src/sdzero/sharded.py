@@ -62,11 +62,6 @@ def without_zero(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> tor
     return whole(tensor if zero.is_cut_up(tensor) else tensor.detach())
 
 
-def whole_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of `tensor`, which is the one of this name in the model's state."""
-    return whole(without_zero(model, name, tensor))
-
-
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     """All weights of a sharded model, whole, on the CPU, by name; None for one that is not sharded.
 

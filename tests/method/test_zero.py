@@ -122,5 +122,3 @@ def test_three_steps_are_two_and_one(tmp_path: Path, stage: int) -> None:
         assert_same(own["teacher"], expected["teacher"])
     assert [row["step"] for row in resumed[0]["metrics"]] == [3]
     assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "whole")
-
-
