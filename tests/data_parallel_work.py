@@ -1,4 +1,4 @@
-"""What the tests of data-parallel training run in each process."""
+"""What the tests of data-parallel training run in each process, and how they compare what it gives."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,7 @@ from sdzero.models import load_tokenizer, save_model
 from sdzero.recipe import ChatSettings, PhraseSettings
 from sdzero.recipe_base import OptimizerSettings
 from sdzero.sharded import is_sharded, whole, without_zero
+from support import read_jsonl, without_seconds
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -47,6 +48,21 @@ def teacher_weights(teacher: Teacher) -> dict[str, torch.Tensor]:
 
 def tiny_model(dtype: torch.dtype = torch.float64) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny.model_folder(), dtype=dtype)
+
+
+def assert_equal_weights(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    """Both have the same weights, up to the tolerance."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=tolerance)
+
+
+def ledger_of(folder: Path) -> dict[tuple[str, str], Any]:
+    """What was counted, less the seconds, by stage and key."""
+    rows = read_jsonl(folder / "ledger.jsonl")
+    found = {(row["stage"], row["key"]): without_seconds(row) for row in rows}
+    assert len(found) == len(rows), "each thing is counted once"
+    return found
 
 
 def without_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +89,24 @@ def test_a_whole_run_of_two_processes_is_that_of_one(micro_run: Path, tmp_path: 
     assert found["recipe_sha256"] == expected["recipe_sha256"]
 
 
+def torchrun(rank: int, address: str, port: int) -> list[str]:
+    """The command line of one machine of two, of one process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
+    return [*launcher, "--nproc-per-node=1", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def assert_collected_and_trained_as_alone(folder: Path, alone: Path) -> None:
+    """The same responses, and the same weights after SRT, to rounding."""
+    batches = sorted(file.relative_to(folder) for file in (folder / "collect").rglob("batch-*.jsonl"))
+    assert batches
+    for batch in batches:
+        assert (folder / batch).read_bytes() == (alone / batch).read_bytes()
+    name = "srt/round-1/model/model.safetensors"
+    found, expected = load_file(folder / name), load_file(alone / name)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_machines_on_the_loopback_make_one_run(micro_run: Path, tmp_path: Path) -> None:
     """A torchrun each, as Slurm and Kubernetes start it, with a process each; collection and SRT."""
@@ -95,19 +115,62 @@ def test_two_machines_on_the_loopback_make_one_run(micro_run: Path, tmp_path: Pa
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for stage in ("collect", "srt"):
-        nodes = []
-        for rank in range(2):
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
-            launcher += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-            own = [*launcher, "-m", "sdzero", stage, str(recipe), "-o", str(folder)]
-            nodes.append(subprocess.Popen(own, env=ONE_THREAD, start_new_session=True))
+        own = ["-m", "sdzero", stage, str(recipe), "-o", str(folder)]
+        commands = [[*torchrun(rank, "127.0.0.1", port), *own] for rank in range(2)]
+        nodes = [subprocess.Popen(one, env=ONE_THREAD, start_new_session=True) for one in commands]
         assert [node.wait(timeout=300) for node in nodes] == [0, 0]
         port += 1
-    batches = sorted(file.relative_to(folder) for file in (folder / "collect").rglob("batch-*.jsonl"))
-    assert batches
-    for batch in batches:
-        assert (folder / batch).read_bytes() == (micro_run / batch).read_bytes()
-    name = "srt/round-1/model/model.safetensors"
-    found, expected = load_file(folder / name), load_file(micro_run / name)
-    for key, weight in expected.items():
-        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
+    assert_collected_and_trained_as_alone(folder, micro_run)
+
+
+TWO_NODES = """
+set -e
+ip link set lo up
+unshare -n sleep 600 & other=$!
+one=
+trap 'kill $other $one 2> /dev/null' EXIT
+while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+in_other="nsenter --net=/proc/$other/ns/net"
+ip link add left type veth peer name right
+ip link set right netns $other
+ip addr add 10.90.0.1/24 dev left
+ip link set left up
+$in_other ip link set lo up
+$in_other ip addr add 10.90.0.2/24 dev right
+$in_other ip link set right up
+for stage in collect srt; do
+    GLOO_SOCKET_IFNAME=left {first} -m sdzero $stage "$1" -o "$2" & one=$!
+    GLOO_SOCKET_IFNAME=right $in_other {second} -m sdzero $stage "$1" -o "$2"
+    wait $one
+done
+$in_other cat /proc/net/dev
+"""
+"""Two network namespaces, joined by a cable, each with its own addresses and its own loopback."""
+
+
+@pytest.mark.slow
+def test_two_machines_with_a_cable_between_them_make_one_run(micro_run: Path, tmp_path: Path) -> None:
+    """The same with a network each: what goes from one to the other goes through the cable."""
+    unshare = shutil.which("unshare")
+    probe = "ip link add left type veth peer name right && ip link set left up"
+    if (
+        unshare is None
+        or subprocess.run([unshare, "-Urn", "sh", "-c", probe], capture_output=True).returncode
+    ):
+        pytest.skip("no network namespaces, no veth pairs or no `ip` here")
+    folder, recipe = tmp_path / "run", micro_recipe(tmp_path)
+    first, second = (shlex.join(torchrun(rank, "10.90.0.1", 29500)) for rank in range(2))
+    script = TWO_NODES.format(first=first, second=second)
+    done = subprocess.run(
+        [unshare, "-Urn", "sh", "-c", script, "sh", recipe, folder],
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_collected_and_trained_as_alone(folder, micro_run)
+    (cable,) = (line.split() for line in done.stdout.splitlines() if line.strip().startswith("right:"))
+    received, sent = int(cable[1]), int(cable[9])
+    weights = (folder / "srt/round-1/model/model.safetensors").stat().st_size
+    assert min(received, sent) > weights, "gradients went through the cable, step by step"

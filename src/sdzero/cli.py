@@ -38,6 +38,7 @@ Output = Annotated[
     typer.Option("--output", "-o", help="The run's folder (default: runs/NAME).", show_default=False),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+NumProcesses = Annotated[int, typer.Option(help="Processes on this machine (docs/distributed.md).", min=1)]
 
 
 class Lines:
@@ -112,6 +113,12 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(130) from None
 
 
+def in_processes(number: int) -> None:
+    """Run this very command in so many processes, and end with their status, unless they run it already."""
+    if number > 1 and not launch.is_started():
+        raise typer.Exit(launch.launch(sys.argv[1:], number))
+
+
 def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> Any:
     """Open the run and work on its stages."""
     from sdzero.pipeline import open_run
@@ -150,18 +157,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="One step of each stage with a small random model.")
     ] = False,
-    num_processes: Annotated[
-        int, typer.Option(help="Processes on this machine (docs/distributed.md).", min=1)
-    ] = 1,
+    num_processes: NumProcesses = 1,
     debug: Debug = False,
 ) -> None:
     """Run all stages: collect, srt, distill, the RFT control, evaluate. Safe to repeat: it resumes.
 
     Example: sdzero run recipes/demo.yaml distill.learning_rate=1e-4 --output runs/mine
     """
-
-    if num_processes > 1 and not launch.is_started():
-        raise typer.Exit(launch.launch(sys.argv[1:], num_processes))
+    in_processes(num_processes)
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
@@ -371,12 +374,14 @@ def compare(
         str, typer.Option(help="Methods, with commas. `grpo@tokens`: GRPO at equal sampled tokens.")
     ] = "base,sft,rft,grpo,sdft,srt,sdzero",
     seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 5,
+    num_processes: NumProcesses = 1,
     debug: Debug = False,
 ) -> None:
     """SD-Zero against the baselines: same questions, one budget, a learning-rate search each, statistics.
 
     Example: sdzero compare recipes/demo.yaml --methods base,rft,grpo,srt,sdzero --seeds 5
     """
+    in_processes(num_processes)
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
@@ -407,12 +412,14 @@ def study(
         typer.Option("--output", "-o", help="The folder (default: runs/NAME-compare).", show_default=False),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 3,
+    num_processes: NumProcesses = 1,
     debug: Debug = False,
 ) -> None:
     """One of the paper's studies, beside the runs of a comparison in the same folder.
 
     Example: sdzero study loss recipes/demo.yaml --seeds 3
     """
+    in_processes(num_processes)
 
     def work() -> None:
         from sdzero.studies.run import (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from sdzero import ranks
 from sdzero.baselines.registry import BASELINES, baseline_named
 from sdzero.compare_results import COSTS, REFERENCE
 from sdzero.errors import CollapseError, UserError, unknown_name
@@ -139,14 +140,21 @@ def train_guarded(
     if note is not None:
         # The scores go first: a process killed in between comes here again.
         _forget_scores(stages, name)
-        stages.run.path(_note(name)).unlink()
+        _remove_file(stages, _note(name))
     return None
 
 
 def _forget_scores(stages: Stages, name: str) -> None:
     """Scores that stand there are of what an earlier training left."""
-    stages.run.path(f"evaluate/{name}.json").unlink(missing_ok=True)
+    _remove_file(stages, f"evaluate/{name}.json")
     stages.run.remove_folders("evaluate", name)
+
+
+def _remove_file(stages: Stages, relative: str) -> None:
+    """Remove a file of the run, if it is there; of several processes the first does it."""
+    with ranks.turn_of_first() as is_mine:
+        if is_mine:
+            stages.run.path(relative).unlink(missing_ok=True)
 
 
 def _note(name: str) -> str:

@@ -11,26 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_parallel_work import phase_2, srt, with_fsdp, without_fsdp
+from data_parallel_work import (
+    assert_equal_weights,
+    ledger_of,
+    phase_2,
+    srt,
+    with_fsdp,
+    without_fsdp,
+)
 from in_ranks import in_ranks
 from sdzero.method.data_parallel import keep_losses_out, let_losses_in
 from sdzero.recipe_lora import LoraSettings
-from support import read_jsonl, without_seconds
-
-Found = dict[str, Any]
-
-
-def assert_equal_weights(found: Found, expected: Found, tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=tolerance)
-
-
-def ledger_of(folder: Path) -> dict[tuple[str, str], Any]:
-    rows = read_jsonl(folder / "ledger.jsonl")
-    found = {(row["stage"], row["key"]): without_seconds(row) for row in rows}
-    assert len(found) == len(rows), "each thing is counted once"
-    return found
+from support import read_jsonl
 
 
 def test_phase_2_is_that_of_one_process(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ with rho = pi(y_t) / pi_old(y_t). What is TRL's is the advantage, the loss and t
 and grading go through the same `GradedSampler` as every other method.
 
 - Loss type `dapo`, TRL's default: normalised by the tokens of the whole batch, whatever the micro-batch
-  size, and not by each response's length as in the paper (which favours short right and long wrong
-  responses). Rewards are scaled by the group's standard deviation, as in the paper.
+  size and the number of processes, and not by each response's length as in the paper (which favours short
+  right and long wrong responses). Rewards are scaled by the group's standard deviation, as in the paper.
+- Several processes: each trains on its rows of the batch. TRL gathers the rewards, so that a group may lie
+  in two of them, and the number of tokens; the whole batch is sampled and counted, shared out as elsewhere.
 - Fully on-policy: one generation an optimizer step, used once. The weights that sampled are the weights
   that are trained, so pi_old = pi, rho = 1, and TRL takes the log-probabilities of its own forward pass,
   detached, for pi_old. Sampling log-probabilities would be used only to correct for vLLM's rounding, so
@@ -22,7 +24,7 @@ and grading go through the same `GradedSampler` as every other method.
   mean and deviation, and its tokens are masked, so they are in neither the KL term nor the normaliser.
 - A truncated response is wrong and is trained on like any other.
 
-Left out: several processes, and TRL's own sampling, tools and images.
+Left out: TRL's own sampling, tools and images.
 """
 
 import logging
@@ -46,18 +48,19 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
-from sdzero import ranks
 from sdzero.baselines.grpo_rollouts import QuestionRows, Rollouts, most_steps, verdict_reward
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending
 from sdzero.errors import UserError
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
 from sdzero.method.checkpoints import DeterministicCheckpoints, last_complete_checkpoint
+from sdzero.method.data_parallel import ManyProcesses
 from sdzero.method.training import (
     PlainLog,
     StopWhenSpent,
     training_arguments,
 )
+from sdzero.process_group import asks_for
 from sdzero.recipe_baselines import GrpoSettings
 from sdzero.run_context import Budget, RunContext
 
@@ -79,11 +82,11 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     """
     if context.run.is_done(name):
         return
-    if ranks.count() > 1:
+    if asks_for("DEEPSPEED"):
         raise UserError(
-            f"GRPO is trained by one process, and there are {ranks.count()}",
-            name,
-            "run it alone, without --num-processes or a launcher, or leave it out of --methods",
+            "GRPO does not train under DeepSpeed here",
+            "distributed_type",
+            "start it with DDP or FSDP2 (recipes/distributed), or leave `grpo` out of --methods",
         )
     steps = most_steps(budget, settings.batch_size)
     questions = context.training_questions
@@ -112,7 +115,7 @@ def train_grpo(context: RunContext, name: str, settings: GrpoSettings, budget: B
     )
 
 
-class VerifiedGrpoTrainer(KeepsAdapters, GRPOTrainer):
+class VerifiedGrpoTrainer(KeepsAdapters, ManyProcesses, GRPOTrainer):
     """TRL's trainer on our rollouts."""
 
     def __init__(
@@ -145,7 +148,7 @@ class VerifiedGrpoTrainer(KeepsAdapters, GRPOTrainer):
             steps=self.args.max_steps,
             per_step=own.batch_size // own.responses_per_question,
             responses=own.responses_per_question,
-            repeats=own.batch_size // own.micro_batch_size,
+            repeats=self.args.gradient_accumulation_steps,
             seed=self._rollouts.seed,
         )
 

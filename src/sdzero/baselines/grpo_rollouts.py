@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerState
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
+from sdzero import ranks
 from sdzero.baselines.spending import TokenSpending
 from sdzero.errors import UserError
 from sdzero.method.graded import Draw, Graded, GradedSampler
@@ -46,6 +47,9 @@ class Rollouts:
 
     Those of a step that a killed process left in the run folder are read, not sampled again. `spending`
     is what a budget of tokens is counted with.
+
+    TRL gives each process the rows of the batch that it trains on. What is sampled, counted and kept is the
+    whole batch, the same in all of them; each takes its rows out of it.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Rollouts:
         self.metrics: dict[str, Any] = {}
         self._trained_tokens = 0
         self._started = 0.0
+        sampler.take_weights(model, steps=0)
 
     def restore(self, done: int) -> None:
         """Take up the account of the `done` steps before a checkpoint from what they left."""
@@ -84,11 +89,13 @@ class Rollouts:
         return self.spending is not None and self.spending.is_spent(steps)
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Sample and grade. Each prompt is the number of a question, and stands there once a response."""
+        """Sample and grade, in all processes at once. Each prompt is the number of a question, and stands
+        there once a response."""
         step, started = trainer.state.global_step, time.monotonic()
+        shares = ranks.gather(prompts)
         asked: Counter[int] = Counter()
         draws = []
-        for number in map(int, prompts):
+        for number in (int(prompt) for share in shares for prompt in share):
             question, index = self.questions[number], asked[number]
             asked[number] += 1
             seed = seed_of(self.seed, SEEDED_AS, step, question.id, index)
@@ -99,14 +106,16 @@ class Rollouts:
         self.sampler.rest()
         self.verifier_errors += sum(not one.verdict.counts for one in graded)
         self._begin_update(graded, time.monotonic() - started)
+        before = sum(map(len, shares[: ranks.rank()]))
+        own_rows = graded[before : before + len(prompts)]
         found: dict[str, Any] = {
-            "prompt_ids": [list(one.prompt_ids) for one in graded],
-            "completion_ids": [list(one.token_ids) for one in graded],
+            "prompt_ids": [list(one.prompt_ids) for one in own_rows],
+            "completion_ids": [list(one.token_ids) for one in own_rows],
             "logprobs": None,
-            "verdict": [one.verdict for one in graded],
+            "verdict": [one.verdict for one in own_rows],
         }
         if not all(one.verdict.counts for one in graded):
-            found["env_mask"] = [[int(one.verdict.counts)] * len(one.token_ids) for one in graded]
+            found["env_mask"] = [[int(one.verdict.counts)] * len(one.token_ids) for one in own_rows]
         return found
 
     def finish_step(self, state: TrainerState) -> None:

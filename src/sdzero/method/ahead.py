@@ -1,5 +1,10 @@
 """What one-step-ahead rollouts need: a batch under way beside the training, and the questions of a step
-that the data loader has not come to."""
+that the data loader has not come to.
+
+Several processes share such a batch out like any other: each samples and grades its part while all of them
+train. What they have to do together, reading sharded weights and giving each other what they sampled, they do
+in the threads that train, in the same order; the threads beside those wait for nobody.
+"""
 
 import math
 import threading
@@ -23,12 +28,6 @@ def check_ahead(args: SelfDistillationConfig) -> None:
             "distill.rollouts_ahead",
             "set it to 0, or distill.policy_gradient_weight to 0",
         )
-    if args.world_size > 1:
-        raise UserError(
-            f"rollouts one step ahead are made by one process, and there are {args.world_size}",
-            "distill.rollouts_ahead",
-            "set it to 0, or train with one process",
-        )
 
 
 class BatchAhead:
@@ -36,6 +35,7 @@ class BatchAhead:
 
     With an engine that samples with the very model that is trained, it is sampled before the constructor
     returns. A batch whose file is there already is read. `finish` counts and keeps it like any other.
+    All processes make it, and finish it, at the same place.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class BatchAhead:
         self._graded = sampler.stored(draws, name)
         if self._graded is not None:
             return
+        self._share = sampler.share(draws)
         self._grading = GradingAhead(sampler.grade)
         self._grading.begin()
-        if sampler.engine.samples_elsewhere:
-            sampler.engine.read_weights()
+        self._elsewhere = sampler.engine.samples_elsewhere
+        if self._elsewhere:
+            sampler.read_weights()
             self._thread = threading.Thread(target=self._sample, name="rollouts-ahead", daemon=True)
             self._thread.start()
             return
@@ -83,6 +85,7 @@ class BatchAhead:
             assert self._sampled is not None
             started = time.monotonic()
             graded = self._sampled.graded(self._grading.finish())
+            graded = self._sampler.of_all(self.draws, self._share, graded, self._name)
             seconds = self._seconds + time.monotonic() - started
             self._sampler.keep(self.draws, graded, self._name, self._stage, seconds)
             self._graded = graded
@@ -98,7 +101,9 @@ class BatchAhead:
 
     def _sample(self) -> None:
         try:
-            self._sampled = self._sampler.sample(self.draws, self._sampling, self._grading)
+            self._sampled = self._sampler.sample(
+                self._share, self._sampling, self._grading, weights_read=self._elsewhere
+            )
         # Whatever it is belongs to the caller's thread.
         except BaseException as fault:
             self._fault = fault

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from sdzero import ranks, sharded
 from sdzero.adapters import has_adapter
@@ -26,8 +26,8 @@ from sdzero.method.zero_training import TrainsWithZero
 Loss = Callable[[], torch.Tensor]
 
 
-class DataParallel(TrainsWithZero):
-    """A trainer that is right with any number of processes; with one it is `Trainer`."""
+class ManyProcesses(Trainer):
+    """What every trainer of ours needs with several processes, whatever its loss."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Take FSDP on a CPU too, where accelerate has it for GPUs only."""
@@ -35,6 +35,14 @@ class DataParallel(TrainsWithZero):
         if self.accelerator.num_processes > 1 and sharded.is_asked_for() and not self.accelerator.is_fsdp2:
             sharded.use_on_cpu(self.accelerator)
             super().create_accelerator_and_postprocess()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        ranks.barrier()  # each process has saved its part before the first one marks the whole
+
+
+class DataParallel(TrainsWithZero, ManyProcesses):
+    """A trainer that is right with any number of processes; with one it is `Trainer`."""
 
     def get_train_dataloader(self) -> Any:
         """The batches of all processes, the same for each of them, in the order of one process.
@@ -88,10 +96,6 @@ class DataParallel(TrainsWithZero):
             return super().train(*args, **kwargs)
         finally:
             keep_losses_out(self.accelerator.unwrap_model(self.model))
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        ranks.barrier()  # each process has saved its part before the first one marks the whole
 
 
 def let_losses_in(model: torch.nn.Module) -> None:

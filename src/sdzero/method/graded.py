@@ -182,9 +182,7 @@ class GradedSampler:
         with stopping.together(), GradingAhead(self.grade) as grading:
             sampled = self.sample(own, sampling, grading, trim)
             graded = sampled.graded(grading.finish())
-        if ranks.count() > 1:
-            rows = ranks.whole_of_shares([_to_row(d, g) for d, g in zip(own, graded, strict=True)])
-            graded = [_from_row(draw, row, name) for draw, row in zip(draws, rows, strict=True)]
+        graded = self.of_all(draws, own, graded, name)
         self.keep(draws, graded, name, stage, time.monotonic() - started)
         return graded
 
@@ -194,6 +192,22 @@ class GradedSampler:
             return list(rows) if ranks.is_first() else []
         return ranks.own_share(rows)
 
+    def of_all(
+        self, draws: Sequence[Draw], share: Sequence[Draw], graded: Sequence[Graded], name: str
+    ) -> list[Graded]:
+        """The whole batch, for all processes, from what each has made of its share. All of them call it."""
+        if ranks.count() == 1:
+            return list(graded)
+        rows = ranks.whole_of_shares([_to_row(d, g) for d, g in zip(share, graded, strict=True)])
+        return [_from_row(draw, row, name) for draw, row in zip(draws, rows, strict=True)]
+
+    def read_weights(self) -> None:
+        """Have an engine that samples elsewhere read the weights of the next responses now, if it is this
+        process that samples with it. All processes call it: sharded weights are gathered for it."""
+        with whole_weights(self._model):
+            if ranks.is_first():
+                self.engine.read_weights()
+
     def responses(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses without verdicts, shared out in the same way; nothing is kept or counted."""
         own = self.share(requests)
@@ -201,9 +215,9 @@ class GradedSampler:
         return ranks.whole_of_shares([found[place] for place in range(len(own))])
 
     def _streamed(
-        self, requests: Sequence[Request], sampling: Sampling
+        self, requests: Sequence[Request], sampling: Sampling, weights_read: bool = False
     ) -> Iterator[list[tuple[int, Response]]]:
-        with whole_weights(self._model):
+        with whole_weights(None if weights_read else self._model):
             yield from streamed(self.engine, requests, sampling)
 
     def stored(self, draws: Sequence[Draw], name: str) -> list[Graded] | None:
@@ -269,12 +283,20 @@ class GradedSampler:
         return together(self.grade)([(graded.question, self.roles.decode(token_ids))])[0]
 
     def sample(
-        self, draws: Sequence[Draw], sampling: Sampling, grading: GradingAhead, trim: bool = False
+        self,
+        draws: Sequence[Draw],
+        sampling: Sampling,
+        grading: GradingAhead,
+        trim: bool = False,
+        weights_read: bool = False,
     ) -> "Sampled":
-        """Sample a batch; each response that ended is handed to `grading` at once."""
+        """Sample a batch, or a share of one; each response that ended is handed to `grading` at once.
+
+        `weights_read`: the engine has the weights already (`read_weights`); the model's are not looked at.
+        """
         requests = [Request(draw.prompt_ids, draw.seed) for draw in draws]
         sampled = Sampled(draws)
-        for group in self._streamed(requests, sampling):
+        for group in self._streamed(requests, sampling, weights_read):
             stopping.check_own()
             for i, response in group:
                 ids, trimmed = list(response.token_ids), False
