@@ -128,7 +128,7 @@ set -e
 ip link set lo up
 unshare -n sleep 600 & other=$!
 one=
-trap 'kill $other $one 2> /dev/null' EXIT
+trap 'kill $other $one 2> /dev/null || true' EXIT
 while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
 in_other="nsenter --net=/proc/$other/ns/net"
 ip link add left type veth peer name right

@@ -52,6 +52,16 @@ def test_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
     assert len(asked) == len(set(asked)) == 10, "every question once, none twice, none lost"
 
 
+@pytest.mark.slow
+def test_three_processes_are_one_too(tmp_path: Path) -> None:
+    """Batches of 6, the last of 4, which is no multiple of three."""
+    work = partial(phase_2, batch_size=6, micro_batch_size=2)
+    (alone,) = in_ranks(work, tmp_path / "one", processes=1)
+    for own in in_ranks(work, tmp_path / "three", processes=3):
+        assert_equal_weights(own["student"], alone["student"], 1e-10)
+    assert ledger_of(tmp_path / "three") == ledger_of(tmp_path / "one")
+
+
 @pytest.mark.parametrize(
     ("setting", "limit"),
     [
