@@ -78,6 +78,7 @@ SECTIONS = {
     "budget": "What every baseline may sample for training. With neither number: what SD-Zero spent in the"
     " same run.",
     "compare": "The learning-rate search of `sdzero compare`.",
+    "cost": "Your prices, for the costs in a comparison. See [comparison.md](comparison.md).",
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
     "suite": "How benchmarks are scored (`sdzero evaluate RECIPE --suite NAME`). See"
     " [benchmarks.md](benchmarks.md).",
@@ -359,6 +360,11 @@ MEANINGS: dict[str, dict[str, str]] = {
     "compare": {
         "rate_factors": "Each method's learning rate is tried at these multiples.",
         "search_seed": "Seed of the search; not one of the seeds that are compared.",
+    },
+    "cost": {
+        "price_per_device_hour": "Of one GPU, or of one process on CPUs, for an hour; `null`: not counted.",
+        "energy_price_per_kwh": "Of measured energy; `null`: not counted.",
+        "pue": "Power usage effectiveness: measured energy is multiplied by this.",
     },
     "evaluate": SAMPLING
     | {

@@ -54,10 +54,10 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the micro recipe, made by the command; tests only read it."""
-    from support import micro_recipe, sdzero
+    from support import SECRETS, environment, micro_recipe, sdzero
 
     def make(folder: Path) -> None:
-        done = sdzero("run", micro_recipe(folder), "-o", folder / "run")
+        done = sdzero("run", micro_recipe(folder), "-o", folder / "run", env=environment() | SECRETS)
         assert done.returncode == 0, done.stderr
 
     return made_once(tmp_path_factory, "micro", make) / "run"

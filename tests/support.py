@@ -123,15 +123,27 @@ def sdzero_afresh(
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, **keywords)
 
 
+SECRETS = {
+    "HF_TOKEN": "hf_aTokenThatStaysInTheEnvironment",
+    "HUGGING_FACE_HUB_TOKEN": "hf_anotherTokenThatStays",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+}
+"""Variables that a user may have set, with values that are found nowhere else."""
+
+
 def read_jsonl(path: Path) -> list[Any]:
     """One JSON value a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+TIMED = ("seconds", "device_seconds", "joules", "points_per_device_hour", "cost")
+"""What differs from run to run."""
+
+
 def without_seconds(data: Any) -> Any:
-    """JSON-like data less every key `seconds`: wall time differs from run to run."""
+    """JSON-like data less every key of `TIMED`."""
     if isinstance(data, dict):
-        return {key: without_seconds(value) for key, value in data.items() if key != "seconds"}
+        return {key: without_seconds(value) for key, value in data.items() if key not in TIMED}
     return data
 
 

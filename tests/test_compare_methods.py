@@ -224,7 +224,9 @@ def test_costs_are_summed_over_a_methods_stages() -> None:
         "distill": {"responses": 10, "sampled_tokens": 100, "trained_tokens": 90, "teacher_tokens": 250},
         "rft": {"responses": 40, "sampled_tokens": 400, "trained_tokens": 20, "teacher_tokens": 0},
     }
-    spent = {name: own | {"seconds": 2.0} for name, own in spent.items()}
+    spent = {
+        name: own | {"seconds": 2.0, "device_seconds": 3.0, "joules": 4.0} for name, own in spent.items()
+    }
     sdzero = cost_of(Method("sdzero", "sdzero").stages, spent)
     assert sdzero == {
         "responses": 40,
@@ -232,10 +234,14 @@ def test_costs_are_summed_over_a_methods_stages() -> None:
         "trained_tokens": 140,
         "teacher_tokens": 250,
         "seconds": 6.0,
+        "device_seconds": 9.0,
+        "joules": 12.0,
     }
     assert cost_of(Method("srt", "srt").stages, spent)["responses"] == 30
     assert cost_of(RFT.stages, spent)["responses"] == 40
     assert set(cost_of(Method("base", "base").stages, spent).values()) == {0}
+    spent["srt"] |= {"joules": None}
+    assert cost_of(Method("sdzero", "sdzero").stages, spent)["joules"] is None, "half a sum is none"
 
 
 # ---- names and rates ----

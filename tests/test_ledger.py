@@ -25,6 +25,7 @@ def test_a_unit_recorded_again_is_replaced(tmp_path: Path) -> None:
             "trained_tokens": 30,
             "teacher_tokens": 70,
             "seconds": 1.5,
+            "device_seconds": 1.5,
             "joules": None,
         }
         assert list(read.by_stage()) == ["collect", "distill"]
@@ -36,7 +37,8 @@ def test_the_budget_object(tmp_path: Path) -> None:
     ledger.record("collect", "a", responses=3, sampled_tokens=10)
     ledger.record("evaluate", "a", responses=50, sampled_tokens=900)
     budget = ledger.budget_json(["collect", "srt"])
-    assert set(budget) == {"responses", "sampled_tokens", "trained_tokens", "seconds", "joules", "by_stage"}
+    counts = {"responses", "sampled_tokens", "trained_tokens", "seconds", "device_seconds", "joules"}
+    assert set(budget) == counts | {"energy", "by_stage"}
     assert (budget["responses"], budget["sampled_tokens"], budget["joules"]) == (3, 10, None)
     assert list(budget["by_stage"]) == ["collect", "srt"]
     assert budget["by_stage"]["srt"]["responses"] == 0

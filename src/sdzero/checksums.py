@@ -56,6 +56,22 @@ def find_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> Damage |
     return None
 
 
+def find_all_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> list[Damage]:
+    """Every file that is missing, of another length or changed, in the order of the sums.
+
+    A name that leads out of the folder is damage too, and is not followed.
+    """
+    found: dict[str, Damage] = {}
+    for name, expected in sums.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            found[name] = Damage(folder / name, "its name leads out of the folder")
+            continue
+        one = find_damage(folder, {name: expected})
+        if one is not None:
+            found[name] = one
+    return list(found.values())
+
+
 def _sum_of(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())

@@ -37,6 +37,10 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="The run's folder (default: runs/NAME).", show_default=False),
 ]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(help="A private SSH key to sign the record with, by ssh-keygen.", show_default=False),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 NumProcesses = Annotated[int, typer.Option(help="Processes on this machine (docs/distributed.md).", min=1)]
 
@@ -346,6 +350,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter alone, for the base model.")
     ] = False,
+    sign_key: SignKey = None,
     debug: Debug = False,
 ) -> None:
     """Write a run's model as a Hugging Face folder with a model card, for transformers, vLLM and others.
@@ -357,6 +362,11 @@ def export(
         from sdzero.export import export_model
 
         export_model(folder, to, model, adapter)
+        if sign_key is not None:
+            from sdzero.provenance import NAME
+            from sdzero.signatures import sign
+
+            report(f"signature: {sign(to / NAME, sign_key)}")
         report(f"model: {to}")
 
     guarded(work, debug)
@@ -472,10 +482,15 @@ def doctor(
         Path | None, typer.Argument(help="A recipe whose needs are looked at too.", show_default=False)
     ] = None,
     overrides: Overrides = None,
+    output: Output = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the self-test, which loads the model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Check this machine: versions, the sandbox, attacks on it; with a recipe its data, verifier and model.
+    """Check this machine: versions, the sandbox, attacks on it; with a recipe its data, verifier and model,
+    room on disk and in memory, what would go online, and a self-test of the divergence on the model itself.
 
     Ends with status 1 if anything did not hold. Example: sdzero doctor recipes/demo.yaml
     """
@@ -486,12 +501,51 @@ def doctor(
         from sdzero.onprem.doctor import examine, show, show_json
 
         settings = None if recipe is None else load_recipe(recipe, overrides or [])
-        findings = examine(settings)
+        findings = examine(settings, quick, output)
         held = all(finding.held for finding in findings)
         if as_json:
             typer.echo(show_json(findings))
         else:
             show(findings, console)
+
+    guarded(work, debug)
+    if not held:
+        raise typer.Exit(1)
+
+
+@app.command()
+def provenance(
+    folder: Annotated[Path, typer.Argument(help="A model folder that a run kept or `export` wrote.")],
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(help="Who may have signed it: a file as ssh-keygen takes it.", show_default=False),
+    ] = None,
+    sign_key: SignKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a model folder with its record, provenance.json: every file, the recipe, the signature.
+
+    Ends with status 1 if anything is not as the record says. Example: sdzero provenance models/demo
+    """
+    held = True
+
+    def work() -> None:
+        nonlocal held
+        from sdzero.provenance import NAME
+        from sdzero.provenance_check import check_folder, show, show_json
+        from sdzero.signatures import sign
+
+        record, results = check_folder(folder, None if sign_key else allowed_signers)
+        held = all(result.held for result in results)
+        if sign_key is not None and held:  # what does not hold is not signed
+            sign(folder / NAME, sign_key)
+            record, results = check_folder(folder, allowed_signers)
+            held = all(result.held for result in results)
+        if as_json:
+            typer.echo(show_json(record, results))
+        else:
+            show(record, results, console)
 
     guarded(work, debug)
     if not held:

@@ -84,7 +84,7 @@ def run_seed(stages: Stages, methods: Sequence[Method], rates: Mapping[str, floa
         method.name: {
             "scores": scored[method.name],
             "by_kind": by_kind(scored[method.name]["per_question"], kinds),
-            "cost": cost_of(method.stages, spent),
+            "cost": cost_of(method.stages, spent) | {"energy": stages.ledger.energy(method.stages)},
             "collapsed": collapse_of(stages, method.stage) is not None,
         }
         for method in methods

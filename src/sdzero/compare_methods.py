@@ -183,8 +183,14 @@ def model_at(stages: Stages, name: str) -> str:
 
 
 def cost_of(names: Sequence[str], spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What these stages of a ledger took together."""
-    return {key: sum(spent.get(name, {}).get(key, 0) for name in names) for key in COSTS}
+    """What these stages of a ledger took together; `joules` is None unless all of it was measured."""
+    known = [spent[name] for name in names if name in spent]
+    joules = [own.get("joules") for own in known]
+    return {
+        **{key: sum(own.get(key, 0) for own in known) for key in COSTS},
+        "device_seconds": sum(own.get("device_seconds", 0) for own in known),
+        "joules": None if None in joules else sum(joules),
+    }
 
 
 def chosen_settings(recipe: Recipe, folder: Path, kind: str) -> OptimizerSettings:

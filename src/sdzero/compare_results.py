@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from sdzero.compare_costs import cost_cells, cost_columns, cost_notes, energy_of, returns
 from sdzero.evaluate.stats import holm, interval_over_seeds, paired_difference
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import recipe_sha256
@@ -41,6 +42,7 @@ def compare_results(
     methods of this comparison. Everything holds for the one base model of the recipe.
     """
     first = found[0]
+    base = _mean([one["base"]["scores"]["evaluation"]["avg"] for one in found]) if "base" in first else None
     own: dict[str, Any] = {}
     for name in names:
         evaluations = [one[name]["scores"]["evaluation"] for one in found]
@@ -60,6 +62,7 @@ def compare_results(
             },
             "revision": _revision([one[name]["scores"]["revision"] for one in found]),
             **{key: _mean([cost[key] for cost in costs]) for key in COSTS},
+            **returns(_mean(averages), base, costs, recipe.cost),
         }
     return {
         "schema": SCHEMA,
@@ -74,6 +77,8 @@ def compare_results(
         "methods": own,
         "against": paired(names, found, REFERENCE, reference_first=True),
         "search": dict(search),
+        "energy": energy_of([one[REFERENCE]["cost"] for one in found]),
+        "prices": recipe.cost.model_dump(),
         "versions": package_versions(),
         "recipe_sha256": recipe_sha256(recipe),
     }
@@ -193,6 +198,7 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
                 f"{own['sampled_tokens']:,.0f}",
                 f"{own['trained_tokens']:,.0f}",
                 f"{own['seconds']:.0f}",
+                *cost_cells(results, name),
             ]
         )
     return cells
@@ -213,6 +219,7 @@ def columns(results: Mapping[str, Any]) -> list[str]:
         "sampled tokens",
         "trained tokens",
         "s",
+        *cost_columns(results),
     ]
 
 
@@ -244,7 +251,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Stopped by an alarm on at least one seed, and scored as it was before: {', '.join(collapsed)}."
         )
-    return lines
+    return lines + cost_notes(results)
 
 
 def compare_table(results: Mapping[str, Any]) -> Table:

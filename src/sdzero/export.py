@@ -21,9 +21,11 @@ from sdzero.errors import UserError, unknown_name
 from sdzero.method.roles import Roles
 from sdzero.model_card import DESCRIPTIONS, license_of, model_card
 from sdzero.models import load_model, load_tokenizer, resolve_path, save_model
+from sdzero.provenance import OWN
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
 from sdzero.run_dir import MANIFEST_NAME, RECIPE_NAME, RunDir
+from sdzero.run_provenance import note_export
 
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -56,6 +58,7 @@ def export_model(run_folder: Path, to: Path, model: str = "sdzero", adapter: boo
     else:
         write_model(partial, source, recipe)
     describe(partial, run, recipe, model)
+    note_export(partial, run, recipe, source)
     if to.is_dir():
         to.rmdir()
     os.replace(partial, to)
@@ -75,7 +78,7 @@ def write_model(folder: Path, source: Path, recipe: Recipe) -> None:
         whole = recipe.model.model_copy(update={"quantization": None, "device": "cpu"})
         save_model(load_model(str(source), whole), tokenizer, folder)
     else:
-        shutil.copytree(source, folder)
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*OWN))
     config = json.loads((folder / "config.json").read_text())
     if not config.get("use_cache", True):  # a trainer's setting, which slows others' sampling down
         config["use_cache"] = True

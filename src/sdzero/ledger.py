@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdzero import ranks
+from sdzero.energy import NOT_MEASURED, Meter, Stopwatch
 from sdzero.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What some work took. `joules` is None where the energy was not measured.
+    """What some work took. `joules` is None where the energy was not measured (`sdzero.energy`);
+    `device_seconds` are seconds times the devices that the run held.
 
     `trained_tokens` are target tokens of a loss, counted once per epoch; `teacher_tokens` are tokens
     that the teacher read.
@@ -34,6 +36,7 @@ class Counts:
     teacher_tokens: int = 0
     seconds: float = 0.0
     joules: float | None = None
+    device_seconds: float = 0.0
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
@@ -47,20 +50,25 @@ def _sum(parts: Iterable[Counts]) -> Counts:
         teacher_tokens=sum(part.teacher_tokens for part in listed),
         seconds=sum(part.seconds for part in listed),
         joules=sum(measured) if measured and len(measured) == len(listed) else None,
+        device_seconds=sum(part.device_seconds for part in listed),
     )
 
 
 class Ledger:
-    """The ledger of one run, kept as JSONL at `path`; each record is on disk when `record` returns."""
+    """The ledger of one run, kept as JSONL at `path`; each record is on disk when `record` returns.
 
-    def __init__(self, path: Path) -> None:
+    `meter` measures the energy of what is timed by `start`; `devices` are what the run holds while it works.
+    """
+
+    def __init__(self, path: Path, meter: Meter | None = None, devices: int = 1) -> None:
         """Read what is there. A torn last line, left by a process killed while writing, is dropped.
 
         Raises:
             UserError: the file cannot be read, or a line other than the last is damaged.
         """
-        self.path = path
+        self.path, self._meter, self._devices = path, meter, devices
         self._entries: dict[tuple[str, str], Counts] = {}
+        self._energy: dict[tuple[str, str], str] = {}
         if path.exists():
             self._read()
 
@@ -82,13 +90,45 @@ class Ledger:
             ValueError: a count is negative.
             UserError: the file cannot be written.
         """
-        counts = Counts(responses, sampled_tokens, trained_tokens, teacher_tokens, seconds, joules)
+        counts = Counts(
+            responses,
+            sampled_tokens,
+            trained_tokens,
+            teacher_tokens,
+            seconds,
+            joules,
+            device_seconds=seconds * self._devices,
+        )
         negative = [name for name, value in asdict(counts).items() if value is not None and value < 0]
         if negative:
             raise ValueError(f"negative counts: {', '.join(negative)}")
+        energy = {} if joules is None or self._meter is None else {"energy": self._meter.sources}
         if ranks.is_first():
-            self._append({"stage": stage, "key": key, **asdict(counts)})
+            self._append({"stage": stage, "key": key, **asdict(counts), **energy})
+        self._keep(stage, key, counts, energy.get("energy"))
+
+    def _keep(self, stage: str, key: str, counts: Counts, energy: str | None) -> None:
         self._entries[stage, key] = counts
+        self._energy.pop((stage, key), None)
+        if energy is not None:
+            self._energy[stage, key] = energy
+
+    def start(self) -> Stopwatch:
+        """A clock for what is to be recorded: seconds, and joules where they can be measured."""
+        return Stopwatch(self._meter)
+
+    def energy(self, stages: Iterable[str] | None = None) -> str:
+        """What the joules of these stages, or of all, were measured by: `nvml`, `rapl`, `nvml+rapl`, or
+        several of these where a run went on on another machine; `none` unless all was measured."""
+        chosen = None if stages is None else set(stages)
+        keys = [key for key in self._entries if chosen is None or key[0] in chosen]
+        if not keys or any(key not in self._energy for key in keys):
+            return NOT_MEASURED
+        return ", ".join(sorted({self._energy[key] for key in keys}))
+
+    def joules(self, *stages: str) -> float | None:
+        """The joules of these stages together; None unless all that they recorded was measured."""
+        return _sum(counts for (stage, _), counts in self._entries.items() if stage in stages).joules
 
     def totals(self) -> dict[str, Any]:
         """The sum over all stages, by the names of `Counts`."""
@@ -109,7 +149,7 @@ class Ledger:
         parts = {stage: asdict(self._stage(stage)) for stage in (recorded if stages is None else stages)}
         total = asdict(_sum(c for (stage, _), c in self._entries.items() if stage in parts))
         del total["teacher_tokens"]  # stands under by_stage only: it is no part of the sampling budget
-        return {**total, "by_stage": parts}
+        return {**total, "energy": self.energy(parts), "by_stage": parts}
 
     def _stage(self, name: str) -> Counts:
         return _sum(counts for (stage, _), counts in self._entries.items() if stage == name)
@@ -146,7 +186,10 @@ class Ledger:
             try:
                 row = json.loads(line)
                 stage, key = row.pop("stage"), row.pop("key")
-                self._entries[str(stage), str(key)] = Counts(**row)
+                energy = row.pop("energy", None)
+                # Rows of earlier versions: of one process.
+                row.setdefault("device_seconds", row.get("seconds", 0.0))
+                self._keep(str(stage), str(key), Counts(**row), energy)
             except (ValueError, KeyError, TypeError, AttributeError):
                 if number == len(lines) and not torn:
                     torn = line

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig
 from safetensors import SafetensorError
 from transformers import (
@@ -35,6 +36,7 @@ from sdzero.errors import UserError
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
 from sdzero.recipe_lora import LoraSettings
+from sdzero.safe_model import check_safe, remote_code
 from sdzero.sharded import whole_state
 
 # Loading and saving take moments; their bars and notes would drown the run's own lines.
@@ -63,7 +65,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_path(path: str) -> str:
-    """The folder or hub id that a recipe's model path means. Raises UserError if it can be neither."""
+    """The folder or hub id that a recipe's model path means.
+
+    Raises UserError if it can be neither, and for a folder with pickled weights or code of its own.
+    """
     world = tiny.world_of_model(path)
     if world is not None:
         return str(_embedded_model(world))
@@ -75,6 +80,7 @@ def resolve_path(path: str) -> str:
                 str(folder),
                 "name a folder that save_pretrained wrote, or a downloaded snapshot",
             )
+        check_safe(folder)
         return str(folder)
     looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
     if folder.exists() or not looks_like_hub_id:
@@ -84,6 +90,16 @@ def resolve_path(path: str) -> str:
             "check model.path: `tiny`, a folder, or a hub id owner/name",
         )
     return path
+
+
+def local_folder(path: str) -> Path | None:
+    """Where the files of a recipe's model are on this machine: of a hub id in the hub's cache, and None if it
+    was never downloaded. Raises UserError as `resolve_path` does."""
+    where = resolve_path(path)
+    if Path(where).is_dir():
+        return Path(where)
+    config = try_to_load_from_cache(where, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _embedded_model(world: str) -> Path:
@@ -106,6 +122,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"the tokenizer cannot be loaded: {_first_line(error)}", where, _todo(where)
         ) from error
+    if tokenizer.init_kwargs.get("auto_map"):  # of a hub id: a folder was looked at
+        raise remote_code(where)
     return tokenizer
 
 
@@ -217,16 +235,21 @@ def attention_of(settings: ModelSettings) -> str:
 def read_model(where: str, dtype: torch.dtype, attention: str, **keywords: Any) -> PreTrainedModel:
     """Load a causal language model from a folder or hub id.
 
-    Raises UserError if it cannot be read, and if a weight is missing or of another shape than the
-    configuration says: transformers would start it from random numbers.
+    Raises UserError if it cannot be read, if it has pickled weights or code of its own, and if a weight is
+    missing or of another shape than the configuration says: transformers would start it from random numbers.
     """
+    if Path(where).is_dir():
+        check_safe(Path(where))
     try:
-        AutoConfig.from_pretrained(where, trust_remote_code=False)
+        own = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        if getattr(own, "auto_map", None):
+            raise remote_code(where)
         found: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
             **keywords,
         )

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from sdzero import stopping
+from sdzero import ranks, stopping
 from sdzero.allocator import keep_freed_memory
 from sdzero.baselines.registry import baseline_named
+from sdzero.devices import device_count, gpus_used
+from sdzero.energy import measuring
 from sdzero.engines import EngineMaker, open_engines
 from sdzero.errors import UserError
 from sdzero.evaluate.harness import score_with_harness
@@ -45,6 +47,7 @@ from sdzero.results import NAMES, check_score_name, run_results
 from sdzero.run_context import Budget, Report, RunContext
 from sdzero.run_dir import RunDir
 from sdzero.run_labels import hide_references, label_training_questions, note_true_rewards
+from sdzero.run_provenance import complete_record
 from sdzero.teacher_start import check_started, load_teacher
 from sdzero.verify.code import check_languages
 from sdzero.verify.pool import pool_of
@@ -217,7 +220,10 @@ class Stages(RunContext):
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
         note_true_rewards(self, name)
         self.keep(
-            name, model, {"teacher": reviser.fingerprint, "syncs": reviser.sync_count, **trainer.counted}
+            name,
+            model,
+            {"teacher": reviser.fingerprint, "syncs": reviser.sync_count, **trainer.counted},
+            parent=start,
         )
 
     def _rehearsal_traces(self, settings: DistillSettings, traces_of: str) -> list[RevisionTrace]:
@@ -360,6 +366,7 @@ class Stages(RunContext):
         results = self.evaluate_all()
         card = card_of(self.run, self.recipe, "sdzero", self.run.path("distill/model"))
         self.run.write_text("distill/model/README.md", card)
+        complete_record(self, "distill")
         if suite is not None:
             self.suite(suite)
         return results
@@ -399,12 +406,13 @@ def open_run(
             stopping.listening(),
             open_engines(recipe, tokenizer, run.path("rollout"), report) as make_engine,
             pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool,
+            measuring(gpus_used(recipe)) as meter,
         ):
             pool.check_canaries()
             stages = Stages(
                 recipe=recipe,
                 run=run,
-                ledger=Ledger(run.path("ledger.jsonl")),
+                ledger=Ledger(run.path("ledger.jsonl"), meter, device_count(recipe, ranks.count())),
                 tokenizer=tokenizer,
                 roles=roles,
                 sets=sets,

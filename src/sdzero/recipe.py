@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sdzero.recipe_base import OptimizerSettings, SamplingSettings, Settings
 from sdzero.recipe_baselines import GrpoSettings, NegativeSettings, RftSettings, SdftSettings, SftSettings
+from sdzero.recipe_cost import CostSettings
 from sdzero.recipe_distill import DistillSettings, check_placement
 from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_lora import LoraSettings, check_quantized
@@ -292,6 +293,7 @@ class Recipe(Settings):
     alarms: AlarmSettings = AlarmSettings()
     budget: BudgetSettings = BudgetSettings()
     compare: CompareSettings = CompareSettings()
+    cost: CostSettings = CostSettings()
     evaluate: EvaluateSettings
     suite: SuiteSettings = SuiteSettings()
 

@@ -76,6 +76,11 @@ class VllmSettings(Settings):
 
     def _check_url(self, url: str) -> None:
         parts = urlsplit(url)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "`url` must hold no name, password or key: the recipe is kept in the run's folder and goes"
+                " out with exported models"
+            )
         if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"`url` must look like http://127.0.0.1:8000, not {url}")
         if not self.allow_remote and not is_loopback(parts.hostname):

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from sdzero.energy import NOT_MEASURED, energy_text
 from sdzero.errors import UserError
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
 from sdzero.label_report import label_results
@@ -60,6 +61,11 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
         **{name: took("seconds", "labels", name) for name in BASELINES},
     }
     seconds["sdzero"] = seconds["srt"] + took("seconds", "distill")
+    joules = {
+        "srt": ledger.joules("labels", "collect", "srt"),
+        **{name: ledger.joules("labels", name) for name in BASELINES},
+        "sdzero": ledger.joules(*TRAINING_STAGES),
+    }
     labels = label_results(run, recipe)
     return {
         "schema": SCHEMA,
@@ -73,6 +79,7 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
         "differences": _differences(found),
         "responses": {name: responses[name] for name in found if name in responses},
         "seconds": {name: seconds[name] for name in found if name in seconds},
+        "joules": {name: joules[name] for name in found if name in joules},
         "budget": ledger.budget_json(TRAINING_STAGES) | {"by_stage": spent},
         **({} if labels is None else {"labels": labels}),
         "divergence": {
@@ -151,6 +158,12 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for one in results
         ]
         differences["length sdzero/srt"] = spread(ratios)
+
+    def joules_of(name: str) -> dict[str, Any] | None:
+        measured = [one["joules"].get(name) for one in results]
+        return None if None in measured else spread(measured)
+
+    energy = {str(one["budget"]["energy"]) for one in results}
     first = results[0]
     return {
         "schema": SCHEMA,
@@ -166,6 +179,8 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "differences": differences,
         "responses": {name: spread([one["responses"][name] for one in results]) for name in names},
         "seconds": {name: spread([one["seconds"][name] for one in results]) for name in names},
+        "joules": {name: joules_of(name) for name in names},
+        "energy": NOT_MEASURED if NOT_MEASURED in energy else ", ".join(sorted(energy)),
         "versions": first["versions"],
         "recipe_sha256": [one["recipe_sha256"] for one in results],
     }
@@ -178,7 +193,10 @@ def results_table(results: Mapping[str, Any]) -> Table:
         f"{results['task']}, seed {results['seed']}: {any_evaluation['questions']} distinct"
         f" {results['on']} questions"
     )
-    table = Table(title=title, title_justify="left")
+    joules = results["joules"]
+    is_measured = any(one is not None for one in joules.values())
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = energy_text(results["budget"]["energy"])
     k = any_evaluation["k"]
     for column in (
         "",
@@ -190,6 +208,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         "regression",
         "responses",
         "s",
+        *(["kJ"] if is_measured else []),
     ):
         table.add_column(column, justify="left" if not column else "right")
     for name, label in NAMES.items():
@@ -206,8 +225,14 @@ def results_table(results: Mapping[str, Any]) -> Table:
             f"{revision['regression_rate']:.1%}" if revision else "",
             f"{results['responses'].get(name, 0):,}",
             f"{results['seconds'].get(name, 0):.0f}",
+            *([kilojoules(joules.get(name))] if is_measured else []),
         )
     return table
+
+
+def kilojoules(joules: float | None) -> str:
+    """A cell of measured energy; empty where it was not measured, or nothing was spent."""
+    return "" if joules is None else f"{joules / 1e3:,.2f}"
 
 
 def seeds_table(summary: Mapping[str, Any]) -> Table:
@@ -219,7 +244,11 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
         " mean [95% interval over seeds]",
         title_justify="left",
     )
-    for column in ("", f"avg@{k}", f"pass@{k}", "tokens", "correction", "regression", "responses", "s"):
+    joules = summary["joules"]
+    is_measured = any(one is not None for one in joules.values())
+    table.caption, table.caption_justify = energy_text(summary["energy"]), "left"
+    names = ("", f"avg@{k}", f"pass@{k}", "tokens", "correction", "regression", "responses", "s")
+    for column in (*names, *(["kJ"] if is_measured else [])):
         table.add_column(column, justify="left" if not column else "right")
 
     def cell(spread: Mapping[str, Any], form: str) -> str:
@@ -242,6 +271,7 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
             f"{revision['regression_rate']['mean']:.1%}",
             f"{summary['responses'][name]['mean']:,.0f}",
             f"{summary['seconds'][name]['mean']:.0f}",
+            *([kilojoules(joules[name] and joules[name]["mean"])] if is_measured else []),
         )
     return table
 

@@ -32,6 +32,7 @@ from sdzero.recipe import AlarmSettings, Recipe
 from sdzero.recipe_base import OptimizerSettings
 from sdzero.rollout.engine import seed_of
 from sdzero.run_dir import RunDir
+from sdzero.run_provenance import note_model
 from sdzero.sharded import whole_state
 from sdzero.step_log import StepLog
 
@@ -68,6 +69,8 @@ class RunContext:
     label_stage: str = "labels"
     _checked: set[str] = field(default_factory=set)
     """Models of the run whose files were found to be as they were written."""
+    provenance_parts: dict[str, Any] = field(default_factory=dict)
+    """What the records of several models share: sums of the data, and of each parent."""
 
     @property
     def training_questions(self) -> list[Question]:
@@ -217,8 +220,11 @@ class RunContext:
                 "use those settings again, or choose another --output",
             )
 
-    def keep(self, name: str, model: PreTrainedModel, facts: dict[str, Any]) -> None:
-        """Save a finished stage's model; optimizer states are of no use once it is there.
+    def keep(
+        self, name: str, model: PreTrainedModel, facts: dict[str, Any], parent: str | Path | None = None
+    ) -> None:
+        """Save a finished stage's model, with the record of where it came from (`parent`: the model that it
+        was trained from, if not the base model). Optimizer states are of no use once it is there.
 
         A model with an adapter is kept as `lora.keep` says; if merged, so is `model` itself, and the adapter
         is kept beside, in `name/adapter`.
@@ -229,5 +235,7 @@ class RunContext:
                 save_model(model, self.tokenizer, self.run.path(f"{name}/adapter"))
                 merge_adapter(model)
         save_model(model, self.tokenizer, self.run.path(f"{name}/model"))
-        self.run.mark_done(name, facts, sums_of_model(self.run, name))
+        sums = sums_of_model(self.run, name)
+        note_model(self, name, parent or self.recipe.model.path, sums)
+        self.run.mark_done(name, facts, sums)
         self.run.remove_folders(name, "checkpoints*")

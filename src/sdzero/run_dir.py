@@ -31,10 +31,10 @@ from sdzero.run_lock import LOCK_NAME, release_lock, take_lock
 SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 MANIFEST_NAME, RECIPE_NAME = "manifest.json", "recipe.yaml"
-PACKAGES = ("torch", "transformers", "trl", "sdzero")
-MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms", "suite")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "sdzero")
+MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "cost", "alarms", "suite")
 """Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
-the settings that they were made with; alarms stop a training or leave it as it is."""
+the settings that they were made with; alarms stop a training or leave it as it is; prices change nothing."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()

@@ -74,7 +74,7 @@ class Rollouts:
         self.verifier_errors = 0
         self.metrics: dict[str, Any] = {}
         self._trained_tokens = 0
-        self._started = 0.0
+        self._watch = sampler.ledger.start()
         sampler.take_weights(model, steps=0)
 
     def restore(self, done: int) -> None:
@@ -121,17 +121,18 @@ class Rollouts:
     def finish_step(self, state: TrainerState) -> None:
         """After the optimizer's step: count it, and tell the engine. `global_step` counts it already."""
         self.sampler.take_weights(self.model)
-        seconds = time.monotonic() - self._started
+        spent = self._watch.read()
         self.sampler.ledger.record(
             self.stage,
             f"update-{state.global_step:06d}",
             trained_tokens=self._trained_tokens,
-            seconds=seconds,
+            seconds=spent.seconds,
+            joules=spent.joules,
         )
         questions = self.settings.batch_size // self.settings.responses_per_question
         self.metrics |= {
             "passes": state.global_step * questions / len(self.questions),
-            "update_seconds": seconds,
+            "update_seconds": spent.seconds,
         }
         if self.spending is not None:  # the trainer's max_steps is only the most there could be
             self.metrics["max_steps"] = self.spending.expected_steps(state.global_step)
@@ -144,7 +145,7 @@ class Rollouts:
             "verifier_errors": self.verifier_errors,
             "rollout_seconds": seconds,
         }
-        self._started = time.monotonic()
+        self._watch = self.sampler.ledger.start()
 
 
 def verdict_reward(verdict: Sequence[Verdict], **_: Any) -> list[float | None]:

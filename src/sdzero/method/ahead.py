@@ -8,11 +8,11 @@ in the threads that train, in the same order; the threads beside those wait for 
 
 import math
 import threading
-import time
 from collections.abc import Sequence
 
 from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
 
+from sdzero.energy import Spent, added
 from sdzero.errors import UserError
 from sdzero.method.distill_config import SelfDistillationConfig
 from sdzero.method.graded import Draw, Graded, GradedSampler, Sampled
@@ -46,7 +46,7 @@ class BatchAhead:
         self._sampling = sampling
         self._name = name
         self._stage = stage
-        self._seconds = 0.0  # in which the caller waited: what goes on beside the training takes none
+        self._waited: list[Spent] = []  # of the caller: what goes on beside the training takes none
         self._sampled: Sampled | None = None
         self._fault: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -62,18 +62,18 @@ class BatchAhead:
             self._thread = threading.Thread(target=self._sample, name="rollouts-ahead", daemon=True)
             self._thread.start()
             return
-        started = time.monotonic()
+        watch = self._sampler.ledger.start()
         self._sample()
-        self._seconds = time.monotonic() - started
+        self._waited.append(watch.read())
         self.wait_until_sampled()
 
     def wait_until_sampled(self) -> None:
         """Wait for the last response. Raises what the engine raised."""
-        started = time.monotonic()
+        watch = self._sampler.ledger.start()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._seconds += time.monotonic() - started
+        self._waited.append(watch.read())
         if self._fault is not None:
             self.abandon()
             raise self._fault
@@ -83,11 +83,11 @@ class BatchAhead:
         if self._graded is None:
             self.wait_until_sampled()
             assert self._sampled is not None
-            started = time.monotonic()
+            watch = self._sampler.ledger.start()
             graded = self._sampled.graded(self._grading.finish())
             graded = self._sampler.of_all(self.draws, self._share, graded, self._name)
-            seconds = self._seconds + time.monotonic() - started
-            self._sampler.keep(self.draws, graded, self._name, self._stage, seconds)
+            spent = added([*self._waited, watch.read()])
+            self._sampler.keep(self.draws, graded, self._name, self._stage, spent)
             self._graded = graded
         return self._graded
 

@@ -13,7 +13,6 @@ What is minimised is an `Objective`: SD-Zero's, or that of a baseline which has 
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -210,6 +209,7 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
             part["mean_reward"] = mean_reward
         carried = [sum(context.loss_weights or (1,) * len(context.targets)) for context, _ in contexts]
         self._step = begin_tally(rollout, contexts, rehearsal, self.objective.measure)
+        self._watch = self.sampler.ledger.start()
         if self.args.divergence_on != "all":
             self._step["carrying_share"] = sum(carried) / max(sum(len(c.targets) for c, _ in contexts), 1)
         items = sum(carried) if self.args.normalize == "tokens" else sum(own > 0 for own in carried)
@@ -313,18 +313,19 @@ class SelfDistillationTrainer(KeepsAdapters, TrainsInParts):
     def finish_step(self) -> dict[str, Any]:
         """Count the step in the ledger, and return its metrics."""
         step, self._step = add_up_tally(self._step), {}
-        seconds = time.monotonic() - step["started"]
+        spent = self._watch.read()
         self.sampler.ledger.record(
             self.stage,
             f"update-{self.state.global_step:06d}",
             trained_tokens=step["target_tokens"],
             teacher_tokens=step["teacher_tokens"],
-            seconds=seconds,
+            seconds=spent.seconds,
+            joules=spent.joules,
         )
         return {
             **tally_metrics(step, self.objective.measure),
             **({"carrying_share": step["carrying_share"]} if "carrying_share" in step else {}),
-            "update_seconds": seconds,
+            "update_seconds": spent.seconds,
             "teacher_syncs": self.teacher.sync_count if self.teacher else 0,
             **self.counted,
         }

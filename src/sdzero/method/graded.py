@@ -7,7 +7,6 @@ Several processes (`sdzero.ranks`) share a batch out: each samples and grades it
 verifier of its own, and then all of them have the whole. Whoever calls the sampler sees no difference.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from sdzero import ranks, stopping
+from sdzero.energy import Spent
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.grading import Grade, GradingAhead, together
@@ -177,13 +177,13 @@ class GradedSampler:
         if stored is not None:
             return stored
         stopping.check()
-        started = time.monotonic()
+        watch = self.ledger.start()
         own = self.share(draws)
         with stopping.together(), GradingAhead(self.grade) as grading:
             sampled = self.sample(own, sampling, grading, trim)
             graded = sampled.graded(grading.finish())
         graded = self.of_all(draws, own, graded, name)
-        self.keep(draws, graded, name, stage, time.monotonic() - started)
+        self.keep(draws, graded, name, stage, watch.read())
         return graded
 
     def share(self, rows: Sequence[Row]) -> list[Row]:
@@ -238,7 +238,7 @@ class GradedSampler:
         ]
 
     def keep(
-        self, draws: Sequence[Draw], graded: Sequence[Graded], name: str, stage: str, seconds: float
+        self, draws: Sequence[Draw], graded: Sequence[Graded], name: str, stage: str, spent: Spent
     ) -> None:
         """Count a finished batch in the ledger and write its file."""
         # Counted before it is kept: a process killed in between samples the batch again, and the count
@@ -248,7 +248,8 @@ class GradedSampler:
             name,
             responses=len(graded),
             sampled_tokens=sum(g.sampled_tokens for g in graded),
-            seconds=seconds,
+            seconds=spent.seconds,
+            joules=spent.joules,
         )
         self.run.write_jsonl(name, [_to_row(d, g) for d, g in zip(draws, graded, strict=True)])
 

@@ -16,7 +16,6 @@ The rules of the vote:
   the verifier cannot read would give every response the reward 0.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ def _sample_batch(
 ) -> None:
     """Sample one batch, count it and keep it, in that order (see `GradedSampler.batch`)."""
     stopping.check()
-    started = time.monotonic()
+    watch = sampler.ledger.start()
     requests = [Request(prompts[question], seed) for question, _, seed in asked]
     responses = sampler.responses(requests, sampling)
     rows: list[dict[str, Any]] = [
@@ -131,12 +130,14 @@ def _sample_batch(
         }
         for i, (question, index, seed) in enumerate(asked)
     ]
+    spent = watch.read()
     sampler.ledger.record(
         stage,
         name,
         responses=len(rows),
         sampled_tokens=sum(len(row["token_ids"]) for row in rows),
-        seconds=time.monotonic() - started,
+        seconds=spent.seconds,
+        joules=spent.joules,
     )
     sampler.run.write_jsonl(name, rows)
 

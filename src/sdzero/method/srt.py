@@ -13,7 +13,6 @@ which does not change with the number of devices, the micro-batch size or the ac
 same trainer fine-tunes on plain responses (RFT).
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,7 +255,7 @@ class SRTTrainer(KeepsAdapters, TrainsInParts, SFTTrainer):
 
 
 class _CountInLedger(TrainerCallback):
-    """Counts trained tokens and seconds since the checkpoint before, at each checkpoint, under its step.
+    """Counts trained tokens, seconds and joules since the checkpoint before, at each one, under its step.
 
     A resumed run saves at the same steps, so it writes the same keys. Comes before the callback that
     marks a checkpoint as whole: what is killed in between is trained and counted again.
@@ -270,21 +269,22 @@ class _CountInLedger(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        self._counted_tokens, self._started = 0, time.monotonic()
+        self._counted_tokens, self._watch = 0, self._ledger.start()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record what is kept now; work after the last checkpoint of a killed process is not counted."""
         assert self.trainer is not None
-        now = time.monotonic()
+        spent = self._watch.read()
         self._ledger.record(
             self._stage,
             f"{self._key}/to-step-{state.global_step:06d}",
             trained_tokens=self.trainer.trained_tokens - self._counted_tokens,
-            seconds=now - self._started,
+            seconds=spent.seconds,
+            joules=spent.joules,
         )
-        self._counted_tokens, self._started = self.trainer.trained_tokens, now
+        self._counted_tokens, self._watch = self.trainer.trained_tokens, self._ledger.start()
 
 
 def train_weighted(

@@ -1,6 +1,5 @@
 """What one step of the on-policy trainer adds up, and the numbers that are logged of it."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ def begin_tally(
         "teacher_tokens": sum(teacher_tokens(context) for context, _ in contexts),
         "rollout_seconds": rollout.seconds,
         "staleness": rollout.staleness,
-        "started": time.monotonic(),
         f"sum_{measure}_r0": 0.0,
         f"sum_{measure}_r1": 0.0,
         "tokens_r0": 0,

@@ -6,18 +6,24 @@ SandboxError) in it becomes a finding that failed. Without a recipe nothing here
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdzero import tiny
 from sdzero.errors import UserError
+from sdzero.onprem.energy_check import energy
+from sdzero.onprem.findings import WARNING, Check, Finding, Subject
+from sdzero.onprem.gpu import gpu
+from sdzero.onprem.model_checks import model, tokenizer
+from sdzero.onprem.offline import offline
+from sdzero.onprem.room import room
+from sdzero.onprem.self_test import self_test
+from sdzero.onprem.tested import judge
 from sdzero.recipe import Recipe
-from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.run_dir import package_versions
 from sdzero.verify.sandbox import SandboxError
 
@@ -29,40 +35,9 @@ ADDING = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found. `todo` says how to mend what did not hold."""
-
-    name: str
-    held: bool
-    detail: str
-    todo: str = ""
-
-
-@dataclass
-class Subject:
-    """What is looked at: this machine, and a recipe's needs if there is one. `failed` are checks so far."""
-
-    recipe: Recipe | None = None
-    failed: set[str] = field(default_factory=set)
-
-    @property
-    def runs_programs(self) -> bool:
-        """Whether programs of a model will be run here, as far as is known."""
-        return self.recipe is None or self.recipe.verifier.name == "code"
-
-    @property
-    def sandbox(self) -> SandboxSettings:
-        """The recipe's sandbox, or the default one."""
-        return SandboxSettings() if self.recipe is None else self.recipe.verifier.sandbox
-
-
-Check = Callable[[Subject], Iterator[Finding]]
-
-
-def examine(recipe: Recipe | None) -> list[Finding]:
-    """Do every check, in order."""
-    subject = Subject(recipe)
+def examine(recipe: Recipe | None, quick: bool = False, folder: Path | None = None) -> list[Finding]:
+    """Do every check, in order; `quick` leaves out the self-test, `folder` is where the run would be."""
+    subject = Subject(recipe, quick=quick, folder=folder)
     findings: list[Finding] = []
     for check in CHECKS:
         own: list[Finding] = []
@@ -88,12 +63,12 @@ def examine(recipe: Recipe | None) -> list[Finding]:
 
 
 def versions(subject: Subject) -> Iterator[Finding]:
-    """Python and the packages that decide a run's numbers are installed."""
+    """Python and the packages that decide a run's numbers are installed, as the tests were run with them."""
     for name, version in package_versions().items():
         if version is None:
             yield Finding(name, False, "not installed", "install sdzero again: pip install sdzero")
         else:
-            yield Finding(name, True, version)
+            yield judge(name, version)
 
 
 def rollout(subject: Subject) -> Iterator[Finding]:
@@ -233,60 +208,22 @@ def verifier(subject: Subject) -> Iterator[Finding]:
     yield Finding("verifier", True, f"`{one_worker.name}` starts, and grades none of its canaries wrongly")
 
 
-def model(subject: Subject) -> Iterator[Finding]:
-    """The recipe's model is on this machine, whole, and has a chat template that serves."""
-    if subject.recipe is None:
-        return
-    from sdzero.method.roles import Roles
-    from sdzero.method.thinking import thinking_of, thinking_warning
-    from sdzero.models import load_tokenizer, resolve_path
-
-    path = subject.recipe.model.path
-    folder = Path(resolve_path(path))
-    if not folder.is_dir():
-        folder = _downloaded(path)
-    missing = missing_weights(folder)
-    if missing:
-        raise UserError(f"the model is not whole: there is no {missing[0]}", str(folder), "copy it again")
-    tokenizer = load_tokenizer(str(folder))
-    Roles(tokenizer, subject.recipe.phrases, subject.recipe.chat)
-    yield Finding("model", True, path if tiny.world_of_model(path) else str(folder))
-    thinking = thinking_of(tokenizer, subject.recipe.chat)
-    warning = thinking_warning(thinking, subject.recipe.distill)
-    if warning is not None:
-        yield Finding("thinking", True, f"warning: {warning}")
-    elif thinking.kind != "none":
-        state = (
-            f"with distill.divergence_on={subject.recipe.distill.divergence_on}" if thinking.is_on else "off"
-        )
-        yield Finding("thinking", True, f"a thinking model, {state} ({'; '.join(thinking.seen)})")
-
-
-def missing_weights(folder: Path) -> list[str]:
-    """Files of weights that a model's folder should have and has not."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [name for name in wanted if not (folder / name).is_file()]
-    found = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    return [] if found else ["model.safetensors"]
-
-
-def _downloaded(hub_id: str) -> Path:
-    """Where the hub's client keeps a model. Raises UserError if it was never downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(config, str):
-        raise UserError(
-            f"the model {hub_id} is not on this machine",
-            "model.path",
-            "let a machine with a network download it, copy it here, and set model.path to its folder",
-        )
-    return Path(config).parent
-
-
-CHECKS: tuple[Check, ...] = (versions, rollout, sandbox, attacks, compiler, data, verifier, model)
+CHECKS: tuple[Check, ...] = (
+    versions,
+    gpu,
+    rollout,
+    sandbox,
+    attacks,
+    compiler,
+    data,
+    verifier,
+    model,
+    tokenizer,
+    room,
+    offline,
+    energy,
+    self_test,
+)
 """Every check, in the order of the table."""
 
 
@@ -301,15 +238,18 @@ def show_json(findings: Sequence[Finding]) -> str:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """The findings for a person: a table with `ok` or `FAILED`, and what to do for each failure."""
+    """The findings for a person: a table with `ok`, `warning` or `FAILED`, and what to do about the others."""
     table = Table("check", "result", "found")
     for finding in findings:
         result = Text("ok", "green") if finding.held else Text("FAILED", "red")
-        table.add_row(Text(finding.name), result, Text(finding.detail))
+        if finding.is_warning:
+            result = Text("warning", "yellow")
+        table.add_row(Text(finding.name), result, Text(finding.detail.removeprefix(WARNING)))
     console.print(table)
     failures = [finding for finding in findings if not finding.held]
-    for finding in failures:
-        line = f"{finding.name}: FAILED" + (f"\n  to do: {finding.todo}" if finding.todo else "")
+    for finding in (one for one in findings if not one.held or (one.is_warning and one.todo)):
+        state = "warning" if finding.held else "FAILED"
+        line = f"{finding.name}: {state}" + (f"\n  to do: {finding.todo}" if finding.todo else "")
         console.print(Text(line), soft_wrap=True)
     if not failures:
         console.print("everything held")
