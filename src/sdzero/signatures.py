@@ -1,4 +1,4 @@
-"""Signatures of a file by the user's own SSH key: `ssh-keygen -Y sign` and `-Y verify` (OpenSSH 8.2 or newer).
+"""Signatures of a file by the user's own SSH key: `ssh-keygen -Y sign`, `-Y verify` (OpenSSH 8.2 or newer).
 
 The namespace keeps a signature for this purpose from standing for another. `allowed_signers` is a file of
 lines `name key`, as `man ssh-keygen` has it under ALLOWED SIGNERS. Imports no torch.
@@ -38,7 +38,7 @@ def sign(file: Path, key: Path) -> Path:
         raise UserError(
             f"the record could not be signed: {_last_line(done.stderr)}",
             str(key),
-            "name a private SSH key that ssh-keygen can use; one with a passphrase needs a terminal, or an agent"
+            "name a private SSH key that ssh-keygen can use; one with a passphrase needs a terminal or agent"
             " (then name the public key)",
         )
     return signature

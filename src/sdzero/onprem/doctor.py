@@ -238,7 +238,7 @@ def show_json(findings: Sequence[Finding]) -> str:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """The findings for a person: a table with `ok`, `warning` or `FAILED`, and what to do about the others."""
+    """The findings for a person: a table with `ok`, `warning` or `FAILED`, and what to do about each."""
     table = Table("check", "result", "found")
     for finding in findings:
         result = Text("ok", "green") if finding.held else Text("FAILED", "red")

@@ -28,7 +28,7 @@ def model_folder(path: str) -> Path:
 
 
 def model(subject: Subject) -> Iterator[Finding]:
-    """The recipe's model is on this machine, whole, safetensors without code, and its chat template serves."""
+    """The recipe's model is on this machine, whole, safetensors without code, and its template serves."""
     if subject.recipe is None:
         return
     from sdzero.method.roles import Roles
