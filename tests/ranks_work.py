@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdzero import ranks
+from sdzero.energy import measuring
 from sdzero.errors import UserError
 from sdzero.ledger import Ledger
 from sdzero.method.graded import Draw
@@ -88,3 +89,18 @@ def fail(on: int, how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("the disk of this one is full", "here", "make room")
     ranks.barrier()
+
+
+def measure(folder: Path, tree: Path) -> tuple[str, float | None, float]:
+    """What is measured, and what the ledger counts, while the machine's counter goes up by 2 joules."""
+    file = tree / "intel-rapl:0/energy_uj"
+    with measuring([], tree) as meter:
+        ledger = Ledger(folder / "ledger.jsonl", meter, devices=ranks.count())
+        watch = ledger.start()
+        ranks.barrier()
+        if ranks.is_first():
+            file.write_text(f"{int(file.read_text()) + 2_000_000}\n")
+        ranks.barrier()
+        spent = watch.read()
+        ledger.record("srt", "a", seconds=1.5, joules=spent.joules)
+        return meter.sources, ledger.joules("srt"), ledger.by_stage()["srt"]["device_seconds"]

@@ -168,6 +168,7 @@ def test_gpus_are_counted_from_when_the_counting_began(nvml: FakeNvml) -> None:
 def test_why_gpus_are_not_counted(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvml_devices([]).why_not == "no GPU is used"
     assert "Not Found" in nvml_devices(["GPU-a", "GPU-strange"]).why_not
+    assert nvml.open == 0
     assert not nvml_devices(["GPU-a", "GPU-strange"]).counters
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'sdzero[energy]'" in nvml_devices(["GPU-a"]).why_not

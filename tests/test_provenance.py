@@ -195,6 +195,13 @@ def context(tmp_path: Path) -> RunContext:
     )
 
 
+def test_a_recipe_in_any_script_has_its_hash(context: RunContext) -> None:
+    phrases = context.recipe.phrases.model_copy(update={"wrong": "Warte, das ist falsch: \u00e4, \u6c34."})
+    context.recipe = context.recipe.model_copy(update={"phrases": phrases})
+    assert sha256_of(note(context)["recipe"]) == recipe_sha256(context.recipe)
+    assert failed(context.run.path("distill/model")) == {}
+
+
 def note(context: RunContext) -> dict[str, Any]:
     from sdzero.kept_models import sums_of_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from in_ranks import in_ranks
-from ranks_work import fail, sample, talk, write
+from ranks_work import fail, measure, sample, talk, write
 from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.process_group import PeerError
@@ -90,3 +90,13 @@ def test_when_one_is_killed_the_other_stops(tmp_path: Path, on: int) -> None:
     assert isinstance(found[on], SystemExit)
     assert isinstance(found[1 - on], Exception | SystemExit), "it noticed"
     assert "is gone" in (tmp_path / "errors").read_text() + str(found[1 - on])
+
+
+def test_the_energy_of_a_machine_is_counted_once(tmp_path: Path) -> None:
+    tree = tmp_path / "powercap"
+    (tree / "intel-rapl:0").mkdir(parents=True)
+    for name, value in (("name", "package-0"), ("max_energy_range_uj", "262143328850"), ("energy_uj", "7")):
+        (tree / "intel-rapl:0" / name).write_text(f"{value}\n")
+    assert in_ranks(measure, tmp_path, tree) == [("rapl", pytest.approx(2.0), 3.0)] * 2
+    (row,) = read_jsonl(tmp_path / "ledger.jsonl")
+    assert (row["joules"], row["energy"], row["device_seconds"]) == (pytest.approx(2.0), "rapl", 3.0)

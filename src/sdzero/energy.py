@@ -143,8 +143,12 @@ def nvml_devices(uuids: Sequence[str]) -> Found:
         return Found((), "nvidia-ml-py is not installed (pip install 'sdzero[energy]')")
     try:
         nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return Found((), f"NVML cannot be used ({error})")
+    try:
         return Found([NvmlDevice(nvml, uuid) for uuid in uuids])
     except nvml.NVMLError as error:
+        nvml.nvmlShutdown()
         return Found((), f"the GPUs' counters cannot be read ({error})")
 
 

@@ -155,8 +155,8 @@ def weights_of(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sha256_of(data: Any) -> str:
-    """SHA-256, in hex, of JSON-like data with sorted keys and no blanks."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """SHA-256, in hex, of JSON-like data with sorted keys and no blanks, as `recipe_sha256` takes it."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
