@@ -324,6 +324,13 @@ def test_what_does_not_hold_is_not_signed(folder: Path, tmp_path: Path) -> None:
     assert not (folder / SIGNATURE).exists()
 
 
+def test_without_its_key_nothing_is_exported(micro_run: Path, tmp_path: Path) -> None:
+    refused = invoke("export", micro_run, "--to", tmp_path / "out", "--sign-key", tmp_path / "no-key")
+    assert refused.exit_code == 1
+    assert "there is no key here" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_signing_and_checking_need_what_they_need(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -360,12 +360,13 @@ def export(
 
     def work() -> None:
         from sdzero.export import export_model
+        from sdzero.provenance import NAME
+        from sdzero.signatures import require_key, sign
 
+        if sign_key is not None:
+            require_key(sign_key)
         export_model(folder, to, model, adapter)
         if sign_key is not None:
-            from sdzero.provenance import NAME
-            from sdzero.signatures import sign
-
             report(f"signature: {sign(to / NAME, sign_key)}")
         report(f"model: {to}")
 

@@ -24,13 +24,19 @@ class Verified:
     detail: str
 
 
+def require_key(key: Path) -> None:
+    """Raise UserError without the key, and without ssh-keygen: before anything else is done."""
+    if not key.is_file():
+        raise UserError("there is no key here", str(key), "name a private SSH key in --sign-key")
+    _program()
+
+
 def sign(file: Path, key: Path) -> Path:
     """Sign a file; the signature is written beside it, as `FILE.sig`, in place of an older one.
 
     Raises UserError without ssh-keygen, without the key, and if ssh-keygen refuses.
     """
-    if not key.is_file():
-        raise UserError("there is no key here", str(key), "name a private SSH key in --sign-key")
+    require_key(key)
     signature = file.with_name(f"{file.name}.sig")
     signature.unlink(missing_ok=True)
     done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(file))
@@ -70,7 +76,7 @@ def verify(file: Path, signature: Path, allowed_signers: Path) -> Verified:
     return Verified(True, f"signed by {name}")
 
 
-def _keygen(action: str, *arguments: str, given: bytes | None = None) -> subprocess.CompletedProcess[str]:
+def _program() -> str:
     program = shutil.which("ssh-keygen")
     if program is None:
         raise UserError(
@@ -78,15 +84,20 @@ def _keygen(action: str, *arguments: str, given: bytes | None = None) -> subproc
             "--sign-key, --allowed-signers",
             "install OpenSSH's client (Debian, Ubuntu: apt-get install openssh-client)",
         )
+    return program
+
+
+def _keygen(action: str, *arguments: str, given: bytes | None = None) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
-            [program, "-Y", action, *arguments], input=given, capture_output=True, timeout=SECONDS
+            [_program(), "-Y", action, *arguments], input=given, capture_output=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
         raise UserError(
             "ssh-keygen did not answer", "--sign-key", "unlock the key with ssh-agent first"
         ) from None
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    out, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, out, errors)
 
 
 def _last_line(text: str) -> str:

@@ -17,6 +17,7 @@ from sdzero.cli import app
 from sdzero.errors import UserError
 from sdzero.onprem import doctor
 from sdzero.onprem.doctor import Finding, Subject
+from sdzero.onprem.findings import warning
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
 from sdzero.verify import attacks
@@ -100,6 +101,46 @@ def test_the_command_shows_a_table_or_json_and_ends_with_its_status(monkeypatch:
             {"name": "bad", "held": False, "detail": "it is not", "todo": "mend it"},
         ],
     }
+
+
+def test_a_warning_is_shown_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(subject: Subject) -> Iterator[Finding]:
+        yield warning("odd", "it is strange", "look at it")
+
+    only(monkeypatch, odd)
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert shown.exit_code == 0, shown.output
+    assert "warning" in shown.stdout
+    assert "to do: look at it" in shown.stdout
+    assert "everything held" in shown.stdout
+    told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert told["held"] is True
+    assert told["checks"][0]["detail"] == "warning: it is strange"
+
+
+def test_the_checks_are_told_where_the_run_would_be_and_what_to_leave_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Subject] = []
+
+    def look(subject: Subject) -> Iterator[Finding]:
+        seen.append(subject)
+        yield Finding("look", True, "")
+
+    only(monkeypatch, look)
+    recipe = str(micro_recipe(tmp_path))
+    CliRunner().invoke(app, ["doctor", recipe, "--quick", "--output", str(tmp_path / "run")])
+    CliRunner().invoke(app, ["doctor", recipe])
+    first, second = seen
+    assert (first.quick, first.folder, second.quick, second.folder) == (True, tmp_path / "run", False, None)
+
+
+def test_every_check_of_the_table_is_made() -> None:
+    """A check that is left out of the list would be missed by nobody else."""
+    names = [check.__name__ for check in doctor.CHECKS]
+    assert names[:2] == ["versions", "gpu"]
+    assert {"tokenizer", "room", "offline", "energy"} <= set(names)
+    assert names[-1] == "self_test", "it needs what the others found"
 
 
 def test_a_machine_without_bubblewrap_is_told_what_to_install_and_torch_is_not_imported(
@@ -243,6 +284,32 @@ def test_models_that_cannot_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     hub = found("owner/never-downloaded")
     assert not hub.held
     assert "owner/never-downloaded is not on this machine" in hub.detail
+
+
+def test_a_model_that_could_run_code_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, doctor.model)
+    folder = Path(shutil.copytree(tiny.model_folder(), tmp_path / "model"))
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    (finding,) = doctor.examine(recipe_with(tmp_path, {"model": {"path": str(folder)}}))
+    assert not finding.held
+    assert "pickled weights (pytorch_model.bin)" in finding.detail
+    assert "remove the file" in finding.todo
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.model_folder(), tmp_path / "model"))
+    recipe = recipe_with(tmp_path, {"model": {"path": str(folder)}})
+    fits, template = doctor.tokenizer(Subject(recipe))
+    assert fits == Finding("tokenizer", True, "352 tokens, of 352 rows")
+    assert (template.name, template.held) == ("chat template", True)
+    assert "<|im_end|>" in template.detail
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    (differs,) = doctor.tokenizer(Subject(recipe))
+    assert not differs.held
+    assert "a token 351, and the model's vocabulary ends at 299" in differs.detail
+    assert differs.todo
+    assert list(doctor.tokenizer(Subject(recipe, failed={"model"}))) == []
 
 
 def test_a_recipe_with_a_fault_is_an_error_as_in_every_command(tmp_path: Path) -> None:

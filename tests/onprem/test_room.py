@@ -107,6 +107,15 @@ def test_an_adapters_folder_stands_for_the_whole_model(tmp_path: Path) -> None:
     assert [file.name for file in weights_of(tmp_path)] == ["adapter_model.safetensors", "model.safetensors"]
 
 
+def test_weights_are_those_of_the_index(tmp_path: Path) -> None:
+    index = {
+        "weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-1.safetensors"}
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "consolidated.safetensors").write_bytes(b"")
+    assert [file.name for file in weights_of(tmp_path)] == ["model-1.safetensors", "model-2.safetensors"]
+
+
 def test_both_are_looked_at_with_a_recipe(
     micro_settings: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

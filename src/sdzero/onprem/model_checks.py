@@ -76,10 +76,9 @@ def tokenizer(subject: Subject) -> Iterator[Finding]:
     yield Finding("tokenizer", True, f"{len(own):,} tokens, of {'?' if rows is None else f'{rows:,}'} rows")
     roles = Roles(own, subject.recipe.phrases, subject.recipe.chat)
     end = own.decode([roles.end_token_id])
-    phrases = ", ".join(
-        f"{len(roles.control_phrase_ids(reward))} tokens for r = {reward}" for reward in (0, 1)
-    )
-    yield Finding("chat template", True, f"a turn ends with {end}; control phrases: {phrases}")
+    counts = " and ".join(str(len(roles.control_phrase_ids(reward))) for reward in (0, 1))
+    detail = f"a turn ends with {end}; the control phrases for r = 0 and r = 1 have {counts} tokens"
+    yield Finding("chat template", True, detail)
 
 
 def missing_weights(folder: Path) -> list[str]:

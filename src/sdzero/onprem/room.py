@@ -104,7 +104,11 @@ def weights_of(folder: Path) -> list[Path]:
     """The weights of a whole model: of an adapter's folder those of the model that it is for, and its own."""
     from sdzero.onprem.model_checks import model_folder
 
-    weights, adapter = sorted(folder.glob("*.safetensors")), folder / "adapter_config.json"
+    adapter, index = folder / "adapter_config.json", folder / "model.safetensors.index.json"
+    if index.is_file():  # some folders have the weights in another cut beside
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(named))]
+    weights = sorted(folder.glob("*.safetensors"))
     if adapter.is_file() and not (folder / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         return weights + weights_of(model_folder(str(base)))
