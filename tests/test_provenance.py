@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sdzero import tiny
+from sdzero.checksums import take_sums
 from sdzero.cli import app
 from sdzero.errors import UserError
 from sdzero.export import export_model
@@ -223,6 +224,29 @@ def test_the_same_stage_has_the_same_record(context: RunContext) -> None:
     first = context.run.path("distill/model", NAME).read_bytes()
     note(context)
     assert context.run.path("distill/model", NAME).read_bytes() == first
+
+
+def test_a_chain_goes_on_from_a_parent_of_another_run(context: RunContext, exported: Path) -> None:
+    note_model(context, "distill", exported, take_sums(context.run.path("distill/model")))
+    record = read_record(context.run.path("distill/model"))
+    stages = [link["stage"] for link in record["chain"]]
+    assert stages == ["base", "srt/round-1", "distill", "export", "distill"]
+    assert record["parent"]["path"] == str(exported)
+
+
+@pytest.mark.parametrize("damage", ["weights", "record"])
+def test_a_parent_that_is_not_what_its_record_says_begins_the_chain(
+    context: RunContext, folder: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if damage == "weights":
+        shutil.copyfile(tiny.model_folder("walks") / "model.safetensors", folder / "model.safetensors")
+    else:
+        (folder / NAME).write_text("{")
+    note_model(context, "distill", folder, take_sums(context.run.path("distill/model")))
+    record = read_record(context.run.path("distill/model"))
+    assert [link["stage"] for link in record["chain"]] == ["base", "distill"]
+    assert record["chain"][0]["model"] == str(folder)
+    assert "begins there" in caplog.text
 
 
 def test_a_record_is_completed_once_and_then_stays(context: RunContext) -> None:

@@ -8,6 +8,7 @@ compares it with the files (`sdzero.provenance_check`).
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,8 @@ from sdzero.kept_models import MODEL
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import recipe_sha256
 from sdzero.run_dir import RunDir
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 NAME = "provenance.json"
@@ -75,7 +78,7 @@ def parent_of(run: RunDir, path: str) -> dict[str, Any]:
 
     The sums of a model of this run are those of its stage's marker; of any other they are taken from the
     files. The chain goes on from the parent's own record, if it has one. Raises UserError if the model is not
-    on this machine, or its record is damaged.
+    on this machine.
     """
     from sdzero.models import local_folder  # imports torch, which whoever reads a record does without
 
@@ -89,15 +92,30 @@ def parent_of(run: RunDir, path: str) -> dict[str, Any]:
     else:
         wanted = {file for pattern in PARENTS_FILES for file in folder.glob(pattern)}
         files = sums_of(sorted(wanted), folder)
-    if (folder / NAME).is_file():
-        chain = read_record(folder)["chain"]
-    else:
-        chain = [{"stage": "base", "model": path, "weights": weights_of(files)}]
+    chain = chain_of(folder, weights_of(files)) or [
+        {"stage": "base", "model": path, "weights": weights_of(files)}
+    ]
     found: dict[str, Any] = {"path": path, "files": files, "chain": chain}
     if Path(path).is_dir():
         found["path"] = str(folder.resolve())
     elif tiny.world_of_model(path) is None:
         found["revision"] = folder.name  # of the hub: a commit
+    return found
+
+
+def chain_of(folder: Path, weights: str) -> list[Any]:
+    """The chain in a folder's record; nothing, with a warning, if the record is damaged or is that of other
+    weights than the folder's. A training is not lost for it: the chain then begins at the folder."""
+    if not (folder / NAME).is_file():
+        return []
+    try:
+        found: list[Any] = read_record(folder)["chain"]
+    except UserError as error:
+        log.warning("%s: %s; the chain of what is trained from it begins there", folder, error.what)
+        return []
+    if not found or found[-1].get("weights") != weights:
+        log.warning("%s: its record is that of other weights; the chain begins there", folder)
+        return []
     return found
 
 
