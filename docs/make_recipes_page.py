@@ -137,6 +137,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "name": "The recipe's name; the default run folder is `runs/NAME`.",
         "seed": "Seed of sampling, of training order and of which traces are kept.",
+        "online": "Whether hub ids may be fetched from the network. If not, models and data are here or in"
+        " the local cache, and whatever tries to leave this machine is refused: see [air-gap.md](air-gap.md).",
     },
     "model": {
         "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a"

@@ -53,11 +53,17 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the micro recipe, made by the command; tests only read it."""
-    from support import SECRETS, environment, micro_recipe, sdzero
+    """The folder of a finished run of the micro recipe, made by the command; tests only read it.
+
+    It is made without a network where bubblewrap can take it away (`test_without_network.py`).
+    """
+    from support import SECRETS, environment, micro_recipe, sdzero_afresh
+    from without_network import without_network
 
     def make(folder: Path) -> None:
-        done = sdzero("run", micro_recipe(folder), "-o", folder / "run", env=environment() | SECRETS)
+        arguments = ("run", micro_recipe(folder), "-o", folder / "run")
+        prefix = without_network(folder / "interfaces")
+        done = sdzero_afresh(*arguments, prefix=prefix, env=environment() | SECRETS)
         assert done.returncode == 0, done.stderr
 
     return made_once(tmp_path_factory, "micro", make) / "run"

@@ -116,11 +116,14 @@ def sdzero(*arguments: str | Path, timeout: float = 120, **keywords: Any) -> sub
 
 
 def sdzero_afresh(
-    *arguments: str | Path, timeout: float = 120, **keywords: Any
+    *arguments: str | Path, timeout: float = 120, prefix: Sequence[str] = (), **keywords: Any
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a new interpreter, for what the environment decides when modules are imported."""
+    """The same in a new interpreter, for what the environment decides when modules are imported,
+    after the words of `prefix`."""
     keywords.setdefault("env", environment())
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, **keywords)
+    return subprocess.run(
+        [*prefix, *command(*arguments)], capture_output=True, text=True, timeout=timeout, **keywords
+    )
 
 
 SECRETS = {

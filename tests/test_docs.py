@@ -79,16 +79,22 @@ def test_commands_of_sdzero_exist(page: Path) -> None:
         if not call:
             continue
         assert call[1] in commands.commands, line
-        options = {opt for param in commands.commands[call[1]].params for opt in param.opts}
+        options = options_of(commands.commands[call[1]])
         used = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", call[2]))
         assert used <= options | {"--help"}, line
 
 
+def options_of(command: Any) -> set[str]:
+    """The options of a command, and of the commands in it if it is a group."""
+    found = {opt for param in command.params for opt in param.opts}
+    return found.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_targets_of_make_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in code_of(page.read_text()):
-        call = re.match(r"make ([a-z]+)", line)
+        call = re.match(r"make ([a-z-]+)", line)
         assert not call or call[1] in targets, line
 
 

@@ -10,8 +10,14 @@ import os
 import warnings
 from typing import Any
 
+TELEMETRY_OFF = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and with it transformers, datasets and TRL's trainers
+    "DO_NOT_TRACK": "1",  # the same, vLLM and others
+    "VLLM_NO_USAGE_STATS": "1",
+}
 # Before any library that would phone home is imported: nothing goes out.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+for _name, _value in TELEMETRY_OFF.items():
+    os.environ.setdefault(_name, _value)
 # TRL warns of newer versions of vLLM than its own use of it knows; its use of it is not ours.
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
 # bitsandbytes looks for kernels on the hub where the package `kernels` is installed, and warns where not.

@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from sdzero import launch, process_group, ranks, stopping
+from sdzero.bundle_commands import bundle_commands
 from sdzero.errors import UserError
+from sdzero.network_guard import guarded as guarded_network
+from sdzero.offline import load_recipe
 from sdzero.recipe import Recipe
-from sdzero.recipe_io import load_recipe
 
 if TYPE_CHECKING:
     from sdzero.pipeline import Stages
@@ -502,7 +505,9 @@ def doctor(
         from sdzero.onprem.doctor import examine, show, show_json
 
         settings = None if recipe is None else load_recipe(recipe, overrides or [])
-        findings = examine(settings, quick, output)
+        online = settings is not None and settings.online
+        with nullcontext() if online else guarded_network(()):
+            findings = examine(settings, quick, output)
         held = all(finding.held for finding in findings)
         if as_json:
             typer.echo(show_json(findings))
@@ -551,6 +556,9 @@ def provenance(
     guarded(work, debug)
     if not held:
         raise typer.Exit(1)
+
+
+app.add_typer(bundle_commands(guarded, report), name="bundle")
 
 
 def main() -> None:

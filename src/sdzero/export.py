@@ -21,6 +21,7 @@ from sdzero.errors import UserError, unknown_name
 from sdzero.method.roles import Roles
 from sdzero.model_card import DESCRIPTIONS, license_of, model_card
 from sdzero.models import load_model, load_tokenizer, resolve_path, save_model
+from sdzero.offline import kept_in
 from sdzero.provenance import OWN
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
@@ -56,7 +57,8 @@ def export_model(run_folder: Path, to: Path, model: str = "sdzero", adapter: boo
         write_adapter(partial, adapters_of(run, stage, recipe))
         load_tokenizer(str(source)).save_pretrained(partial)
     else:
-        write_model(partial, source, recipe)
+        with kept_in(recipe, needs_models=False):
+            write_model(partial, source, recipe)
     describe(partial, run, recipe, model)
     note_export(partial, run, recipe, source)
     if to.is_dir():

@@ -12,6 +12,7 @@ from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.srt import srt_rows
 from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
+from sdzero.offline import kept_in
 from sdzero.questions.sources import load_questions
 from sdzero.recipe_io import load_recipe
 from sdzero.run_dir import RunDir
@@ -62,7 +63,12 @@ def inspect_run(folder: Path, count: int, console: Console) -> None:
         )
     recipe = load_recipe(folder / "recipe.yaml")
     run = RunDir.unlocked(folder)
-    tokenizer = load_tokenizer(recipe.model.path)
+    questions = {}
+    with kept_in(recipe):
+        tokenizer = load_tokenizer(recipe.model.path)
+        if (folder / "distill/rollouts").exists():
+            found = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)
+            questions = {question.id: question for question in found}
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     shown = False
     for traces_file in sorted(folder.glob("collect/round-*/traces.jsonl")):
@@ -78,11 +84,6 @@ def inspect_run(folder: Path, count: int, console: Console) -> None:
                     )
                     print_sequence(sequence, tokenizer, console)
                     shown = True
-    questions = (
-        {q.id: q for q in load_questions(recipe.data, empty_answers=recipe.labels.is_majority)}
-        if (folder / "distill/rollouts").exists()
-        else {}
-    )
     for rollouts_file in sorted(folder.glob("distill/rollouts/*.jsonl"))[:1]:
         for row in run.read_jsonl(str(rollouts_file.relative_to(folder)))[:count]:
             prompt = roles.generator_prompt(questions[row["question"]])

@@ -306,4 +306,7 @@ def _first_line(error: BaseException) -> str:
 def _todo(where: str) -> str:
     if Path(where).is_dir():
         return "the folder needs config.json, *.safetensors and the tokenizer's files, all readable"
-    return "a hub id needs a network or a local copy: download it elsewhere, and name the folder"
+    return (
+        "a hub id needs a network or a local copy: set online=true, or download it elsewhere and name its"
+        " folder"
+    )

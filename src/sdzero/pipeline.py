@@ -6,14 +6,14 @@ that is done is not done again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdzero import ranks, stopping
+from sdzero import offline, ranks, stopping
 from sdzero.allocator import keep_freed_memory
 from sdzero.baselines.registry import baseline_named
 from sdzero.devices import device_count, gpus_used
@@ -388,8 +388,9 @@ def open_run(
     if pick_device(recipe.model.device).type == "cpu":
         keep_freed_memory()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down by an order of magnitude
-    run = RunDir.open(folder, recipe)
+    run, kept = RunDir.open(folder, recipe), ExitStack()
     try:
+        kept.enter_context(offline.kept_in(recipe))
         tokenizer = load_tokenizer(recipe.model.path)
         roles = Roles(tokenizer, recipe.phrases, recipe.chat)
         if warning := thinking_warning(thinking_of(tokenizer, recipe.chat), recipe.distill):
@@ -423,5 +424,6 @@ def open_run(
             )
             yield hide_references(stages) if recipe.labels.is_majority else stages
     finally:
+        kept.close()
         torch.set_flush_denormal(False)
         run.close()

@@ -270,10 +270,11 @@ class EvaluateSettings(SamplingSettings):
 
 
 class Recipe(Settings):
-    """All settings of one run."""
+    """All settings of one run. Unless `online` is set, nothing leaves the machine: see `sdzero.offline`."""
 
     name: str
     seed: int = 0
+    online: bool = False
     model: ModelSettings = ModelSettings()
     chat: ChatSettings = ChatSettings()
     phrases: PhraseSettings = PhraseSettings()

@@ -168,7 +168,8 @@ def _told(fault: UserError, benchmark: Benchmark, copy: Path | None) -> UserErro
         todo = "fill it in, or copy the data set anew: a benchmark is scored whole"
     elif copy is None:
         todo = (
-            "go online (unset HF_HUB_OFFLINE), or bring a copy: where there is a network, run\n    "
+            "go online (online=true, HF_HUB_OFFLINE unset), or bring a copy: where there is a network,"
+            " run\n    "
             f"{copy_command(benchmark, 'DIR')}\n  and pass --suite-data DIR (or set suite.data=DIR)"
         )
     else:

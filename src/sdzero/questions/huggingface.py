@@ -90,7 +90,8 @@ def _load(builder: str, path: str, subset: str | None, split: str, **arguments: 
         raise UserError(
             f"the dataset is not on this machine, and the hub cannot be reached ({fault})",
             where=path,
-            todo="go online (unset HF_HUB_OFFLINE), or copy the dataset here and set data.path to its folder",
+            todo="go online (online=true in the recipe, HF_HUB_OFFLINE unset), or copy the dataset here and"
+            " set data.path to its folder",
         ) from fault
     # `datasets` raises whatever its readers raise, and all of it is about the data or its place.
     except Exception as fault:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdzero.errors import UserError
+from sdzero.network_guard import guard_worker
 from sdzero.questions.question import Question
 from sdzero.questions.splits import question_from_json, question_to_json
 from sdzero.verify.verdict import Outcome, Verdict
@@ -52,6 +53,7 @@ def main() -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     _offer_to_the_memory_killer()
+    guard_worker()
     # A pool that is gone shows as a broken pipe; there is nobody left to tell.
     with contextlib.suppress(BrokenPipeError):
         _serve(requests, results)
