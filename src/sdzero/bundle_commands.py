@@ -86,7 +86,8 @@ def bundle_commands(guarded: Guarded, report: Callable[[str], None]) -> typer.Ty
             order = Order(settings, Target.parse(platform, python), tree, pins)
             digest = make_bundle(order, folder, report)
             report(f"the bundle: {folder}")
-            report(f"SHA-256 of its SHA256SUMS, to be compared on the other side: {digest}")
+            report("to be compared on the other side, the SHA-256 of its SHA256SUMS:")
+            report(f"  {digest}")
             if size is not None:
                 report(f"in parts: {split_bundle(folder, size)}")
 

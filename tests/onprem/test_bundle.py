@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wheelhouse import fake_sdzero, make_wheelhouse, use_wheelhouse
 
 from sdzero import tiny
 from sdzero.errors import UserError
@@ -23,6 +22,7 @@ from sdzero.onprem.bundle_files import sum_of
 from sdzero.onprem.wheel_metadata import Target
 from sdzero.recipe_io import load_recipe
 from support import micro_recipe
+from wheelhouse import fake_sdzero, make_wheelhouse, use_wheelhouse
 
 pytest.importorskip(
     "cyclonedx", reason="bundles are made with the extra `bundle` (pip install 'sdzero[bundle]')"

@@ -150,7 +150,7 @@ def gather(
     """
     there = {(wheel.name, wheel.version) for wheel in _whole_wheels(folder, journal)}
     missing = [one for one in packages if (one.name, Version(one.version)) not in there]
-    if there and missing:
+    if missing and len(missing) < len(packages):
         report(f"  {len(packages) - len(missing)} wheels are here already")
     for package in (one for one in missing if one.is_source):
         report(f"  {package.name} {package.version}: no wheel is published, so it is built here")
