@@ -137,8 +137,9 @@ MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "name": "The recipe's name; the default run folder is `runs/NAME`.",
         "seed": "Seed of sampling, of training order and of which traces are kept.",
-        "online": "Whether hub ids may be fetched from the network. If not, models and data are here or in"
-        " the local cache, and whatever tries to leave this machine is refused: see [air-gap.md](air-gap.md).",
+        "online": "Whether hub ids may be fetched from the network. If not, models and data are here or"
+        " in the local cache, and whatever tries to leave this machine is refused: see"
+        " [air-gap.md](air-gap.md).",
     },
     "model": {
         "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a"
@@ -238,15 +239,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         "dtype": "What vLLM computes in; `null`: `model.dtype`.",
         "tensor_parallel_size": "GPUs that share each layer.",
         "data_parallel_size": "Replicas behind one server.",
-        "gpu_memory_utilization": "vLLM's share of the device's memory; `null`: 0.3 in this process, 0.85 in a"
-        " server of its own.",
+        "gpu_memory_utilization": "vLLM's share of the device's memory; `null`: 0.3 in this process, 0.85 in"
+        " a server of its own.",
         "kv_cache_gigabytes": "Memory of the key-value cache instead; `null`: 1 with the CPU build.",
         "max_model_len": "Most tokens of prompt and response, and of the Reviser's contexts in training;"
         " `null`: the model's context.",
         "enforce_eager": "Whether nothing is compiled: a quicker start, slower sampling.",
         "sleep": "Whether memory is given back while no responses are asked for. Not with the CPU build.",
-        "probe_tolerance": "Largest difference of log-probs, in nats, after a push of weights; `null`: 0.01 for"
-        " float32, 0.5 for bfloat16, 0.1 for float16.",
+        "probe_tolerance": "Largest difference of log-probs, in nats, after a push of weights; `null`: 0.01"
+        " for float32, 0.5 for bfloat16, 0.1 for float16.",
         "startup_seconds": "How long a server may take to start.",
         "request_seconds": "How long a server may take to answer a request.",
     },

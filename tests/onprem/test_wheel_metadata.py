@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from packaging.tags import parse_tag
-from wheelhouse import make_wheel
 
 from sdzero.errors import UserError
 from sdzero.onprem.licences import NOT_STATED, licence_of
 from sdzero.onprem.wheel_metadata import Target, Wheel, closure_of, read_wheels
+from wheelhouse import make_wheel
 
 TARGET = Target.parse("manylinux_2_28_x86_64", "3.11")
 
