@@ -4,6 +4,7 @@ accelerate's hooks bring weights to an execution device, which here is the CPU: 
 go through on a GPU, but for the copy.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
-from data_parallel_work import phase_2, sharded_teacher, with_fsdp, without_fsdp
+from data_parallel_work import FSDP2, phase_2, sharded_teacher, with_fsdp, without_fsdp
 from distill_bench import QUESTIONS, Bench, make_recipe, placed
 from in_ranks import in_ranks
 from sdzero.cli import app
@@ -23,9 +24,10 @@ from sdzero.dry_run import small_recipe
 from sdzero.errors import UserError
 from sdzero.method.streamed_teacher import StreamedTeacher
 from sdzero.method.teacher import TEACHER_WEIGHTS, Teacher, fingerprint
+from sdzero.models import load_model
 from sdzero.packed_attention import enable_packing
-from sdzero.recipe import Recipe
-from support import micro_recipe
+from sdzero.recipe import ModelSettings, Recipe
+from support import environment, micro_recipe, sdzero
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 POSITIONS = torch.tensor([2, 3, 7])
@@ -300,3 +302,23 @@ def test_several_processes_each_with_a_streamed_teacher(tmp_path: Path, setting:
     work = partial(setting, phase_2, teacher_placement="cpu")
     for found in in_ranks(work, tmp_path / "two"):
         assert_as_alone(found, alone)
+
+
+@pytest.mark.slow
+def test_a_whole_run_by_the_command_names_the_srt_model_as_its_sharded_teacher(tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"n1": 12, "n2": 8, "test": 2, "tuning": 0},
+        "distill": {"rehearsal_weight": 0.0, "sync": "steps", "sync_every": 1, "learning_rate": 1e-3},
+        "rft": {"enabled": False},
+    }
+    changes["distill"]["teacher_placement"] = "sharded"
+    folder = tmp_path / "run"
+    threads = environment() | FSDP2 | {"OMP_NUM_THREADS": "1"}
+    recipe = micro_recipe(tmp_path, changes)
+    done = sdzero("run", recipe, "-o", folder, "--num-processes", "2", env=threads, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    srt = load_model(str(folder / "srt/round-1/model"), ModelSettings(device="cpu"))
+    assert f"teacher {fingerprint(srt)}" in " ".join(done.stdout.split())
+    facts = json.loads((folder / "stages/distill.json").read_text())["info"]
+    assert facts["syncs"] == 1
+    assert facts["teacher"] != fingerprint(srt)
