@@ -9,8 +9,10 @@ import pytest
 
 from sdzero import tiny
 from sdzero.errors import UserError
+from sdzero.onprem.bundle import Order, make_bundle
 from sdzero.onprem.bundle_files import Journal, check_name, copy_any, sum_of
 from sdzero.onprem.bundle_recipe import extras_of, needs_of, within_bundle
+from sdzero.onprem.wheel_metadata import Target
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
 from support import micro_recipe
@@ -103,6 +105,15 @@ def test_benchmarks_from_the_hub_are_refused(tmp_path: Path) -> None:
 )
 def test_extras_follow_from_the_recipe(tmp_path: Path, overrides: list[str], extras: list[str]) -> None:
     assert extras_of(recipe_of(tmp_path, *overrides)) == extras
+
+
+def test_without_the_extra_it_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdzero.onprem.sbom.importlib.util.find_spec", lambda name: None)
+    order = Order(recipe_of(tmp_path), Target("x86_64", (2, 28), (3, 11)), tmp_path, None)
+    with pytest.raises(UserError, match="cyclonedx-python-lib") as refused:
+        make_bundle(order, tmp_path / "b", lambda text: None)
+    assert "sdzero[bundle]" in str(refused.value.todo)
+    assert not (tmp_path / "b.partial").exists()
 
 
 # ---- copying ----

@@ -93,6 +93,17 @@ def test_the_command_verifies(bundle: Path) -> None:
     assert "this is no bundle" in result.stderr
 
 
+def test_the_command_makes_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bundle", "--help"])
+    assert result.exit_code == 0
+    for name in ("make", "verify", "join"):
+        assert name in result.output
+    for words in (["bundle", "absent.yaml"], ["bundle", "make", "absent.yaml"]):
+        result = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "b")])
+        assert result.exit_code == 1
+        assert "there is no such recipe" in result.stderr
+
+
 # ---- parts ----
 
 

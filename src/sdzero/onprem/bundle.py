@@ -84,12 +84,12 @@ def make_bundle(order: Order, folder: Path, report: Report) -> str:
         try:
             _begin(making, plan)
             _fill(order, needs, plan, partial, report)
-            shutil.rmtree(making)
+            digest = bundle_check.write_sums(partial, without=MAKING)
+            os.replace(partial, folder)
+            shutil.rmtree(folder / MAKING)
+            return digest
         finally:
             release_lock(lock)
-        digest = bundle_check.write_sums(partial)
-        os.replace(partial, folder)
-        return digest
     except OSError as error:
         raise UserError(
             f"the bundle cannot be written ({error.strerror or error})",
@@ -138,6 +138,7 @@ def _is_whole(folder: Path, plan: dict[str, Any], report: Report) -> bool:
             str(folder),
             "choose another --output, or remove it",
         )
+    shutil.rmtree(folder / MAKING, ignore_errors=True)  # of a process that was killed at the very end
     faults = find_faults(folder)
     if not faults:
         report("the bundle is here already, and whole")
@@ -262,7 +263,7 @@ def _gather_wheels(
         resolved.write_text(json.dumps([asdict(one) for one in packages]))
     python = ".".join(map(str, order.target.python))
     report(f"{len(packages)} packages for {order.target.platform}, Python {python}")
-    wheels.gather(packages, order.target, folder, journal, report)
+    wheels.gather(packages, order.target, folder, resolved.parent, journal, report)
     return [asdict(one) for one in packages]
 
 

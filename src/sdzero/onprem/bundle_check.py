@@ -29,10 +29,12 @@ class Fault:
     kind: str
 
 
-def write_sums(folder: Path) -> str:
-    """Write the list of all files; gives its own SHA-256, by which the whole bundle is known."""
+def write_sums(folder: Path, without: str | None = None) -> str:
+    """Write the list of all files, less those of the folder `without`; gives its own SHA-256, by which the
+    whole bundle is known."""
     (folder / SUMS_NAME).unlink(missing_ok=True)
-    sums = take_sums(folder)
+    taken = take_sums(folder)
+    sums = {path: row for path, row in taken.items() if Path(path).parts[0] != without}
     for path in sums:
         check_name(path, folder / path)
     lines = [f"{row['sha256']}  {path}\n" for path, row in sorted(sums.items())]

@@ -42,12 +42,13 @@ def sbom_text(bundle: Path, parts: Parts) -> str:
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.license import License
     from cyclonedx.output.json import JsonV1Dot6
     from packageurl import PackageURL
 
     licences = LicenseFactory()
 
-    def stated(text: str) -> list[object]:
+    def stated(text: str) -> list[License]:
         return [] if text == NOT_STATED else [licences.make_from_string(text)]
 
     def sums(file: Path) -> list[HashType]:

@@ -141,9 +141,14 @@ def _package_of(row: Mapping[str, Any]) -> Package:
 
 
 def gather(
-    packages: Sequence[Package], target: Target, folder: Path, journal: Journal, report: Report
+    packages: Sequence[Package],
+    target: Target,
+    folder: Path,
+    scratch: Path,
+    journal: Journal,
+    report: Report,
 ) -> None:
-    """Bring a wheel of each package into `folder`.
+    """Bring a wheel of each package into `folder`, whole: pip works in `scratch`, on the same disk.
 
     Raises UserError for a package that has no wheel for the target, and for one that was built here and does
     not run there.
@@ -154,12 +159,12 @@ def gather(
         report(f"  {len(packages) - len(missing)} wheels are here already")
     for package in (one for one in missing if one.is_source):
         report(f"  {package.name} {package.version}: no wheel is published, so it is built here")
-        _take(_build(package, folder), target, journal, built_here=True)
+        _take(_build(package, folder, scratch), target, journal, built_here=True)
     fetched = [one for one in missing if not one.is_source]
     for start in range(0, len(fetched), BATCH):
         batch = fetched[start : start + BATCH]
         report(f"  {', '.join(f'{one.name} {one.version}' for one in batch)}")
-        for file in _download(batch, target, folder):
+        for file in _download(batch, target, folder, scratch):
             _take(file, target, journal, built_here=False)
 
 
@@ -183,8 +188,8 @@ def _take(file: Path, target: Target, journal: Journal, built_here: bool) -> Non
     journal.note(file)
 
 
-def _build(package: Package, folder: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+def _build(package: Package, folder: Path, scratch: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
         run_pip(
             [
                 *("wheel", "--no-deps", "--no-binary", package.name, "--wheel-dir", place),
@@ -197,9 +202,9 @@ def _build(package: Package, folder: Path) -> Path:
         return Path(shutil.move(built, folder / built.name))
 
 
-def _download(batch: Sequence[Package], target: Target, folder: Path) -> list[Path]:
+def _download(batch: Sequence[Package], target: Target, folder: Path, scratch: Path) -> list[Path]:
     python = ".".join(map(str, target.python))
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
         run_pip(
             [
                 *("download", "--no-deps", "--only-binary", ":all:", "--dest", place, "--quiet"),
