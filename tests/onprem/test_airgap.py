@@ -38,13 +38,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def brought(place: Path) -> Path:
-    """The bundle on the other side: a copy, of which nothing but the folder's name is known there."""
-    made = place / "connected/demo"
-    done = sdzero("bundle", ROOT / "recipes/demo.yaml", *SHORT, "-o", made, timeout=45 * MINUTES)
+    """The bundle on the other side: brought there in parts, which were put together with the usual tools."""
+    made, other = place / "connected/demo", place / "the other side"
+    words = ("bundle", ROOT / "recipes/demo.yaml", *SHORT, "-o", made, "--split", "150M")
+    done = sdzero(*words, timeout=45 * MINUTES)
     assert done.returncode == 0, done.stdout + done.stderr
-    other = Path(shutil.copytree(made, place / "the other side/demo"))
+    shutil.copytree(made.with_name("demo.parts"), other)
     shutil.rmtree(place / "connected")
-    return other
+    assert len(list(other.glob("demo.tar.*"))) > 1
+    joined = apart(
+        "sh", "-c", "sha256sum -c SHA256SUMS && cat demo.tar.* | tar -xf -", cwd=other, home=place / "home"
+    )
+    assert joined.returncode == 0, joined.stderr
+    return other / "demo"
 
 
 def apart(*command: str | Path, cwd: Path, home: Path, minutes: int = 20) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from sdzero import tiny
 from sdzero.errors import UserError
-from sdzero.onprem.bundle import Order, make_bundle
+from sdzero.onprem.bundle import Order, bring, make_bundle
 from sdzero.onprem.bundle_files import Journal, check_name, copy_any, sum_of
 from sdzero.onprem.bundle_recipe import extras_of, needs_of, within_bundle
 from sdzero.onprem.wheel_metadata import Target
@@ -114,6 +114,23 @@ def test_without_the_extra_it_is_told_at_once(tmp_path: Path, monkeypatch: pytes
         make_bundle(order, tmp_path / "b", lambda text: None)
     assert "sdzero[bundle]" in str(refused.value.todo)
     assert not (tmp_path / "b.partial").exists()
+
+
+def test_what_is_on_the_hub_is_fetched_and_looked_at(tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetch(hub_id: str, kind: str, folder: Path) -> None:
+        asked.append((hub_id, kind))
+        shutil.copytree(tiny.model_folder(), folder, dirs_exist_ok=True)
+
+    (model,) = needs_of(recipe_of(tmp_path, "model.path=owner/name"))
+    to = tmp_path / "bundle" / model.place
+    assert bring(model, to, journal_of(tmp_path / "bundle"), fetch) == []
+    assert asked == [("owner/name", "model")]
+    assert (to / "model.safetensors").is_file()
+    (to / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights in safetensors"):
+        bring(model, to, journal_of(tmp_path / "bundle"), lambda *_: None)
 
 
 # ---- copying ----

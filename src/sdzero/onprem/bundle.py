@@ -186,7 +186,7 @@ def _fill(order: Order, needs: Sequence[Need], plan: dict[str, Any], bundle: Pat
     journal = Journal(bundle, bundle / MAKING / JOURNAL_NAME)
     for need in needs:
         report(f"{need.key}: {need.source}")
-        left_out = _bring(need, bundle / need.place, journal, order.fetch)
+        left_out = bring(need, bundle / need.place, journal, order.fetch)
         if left_out:
             report(f"  left out, for weights come in safetensors: {', '.join(left_out)}")
     packages = _gather_wheels(order, plan["extras"], bundle / "wheels", journal, report)
@@ -234,7 +234,7 @@ def _places(needs: Sequence[Need], kind: str) -> list[str]:
     return list(dict.fromkeys(need.place for need in needs if need.kind == kind))
 
 
-def _bring(need: Need, to: Path, journal: Journal, fetch: bundle_files.HubFetch) -> list[str]:
+def bring(need: Need, to: Path, journal: Journal, fetch: bundle_files.HubFetch) -> list[str]:
     """Copy or fetch one thing; gives the files that were left out."""
     if not need.is_on_hub:
         return copy_any(Path(need.source), to, journal, is_model=need.kind == "model")
