@@ -89,7 +89,9 @@ def make_wheelhouse(folder: Path) -> Path:
 
 
 def use_wheelhouse(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Set pip up to take packages from the folder alone."""
+    """Set pip up to take packages from the folder alone, pip itself in the version that is there."""
+    (pip,) = folder.glob("pip-*.whl")
+    patch.setattr("sdzero.onprem.wheels.pip_version", lambda: pip.name.split("-")[1])
     patch.setenv("PIP_NO_INDEX", "1")
     patch.setenv("PIP_FIND_LINKS", str(folder))
     patch.setenv("PIP_CONFIG_FILE", "/dev/null")
