@@ -292,7 +292,7 @@ def test_an_online_recipe_leaves_the_switches_alone(tmp_path: Path, monkeypatch:
 # ---- hub ids ----
 
 
-@pytest.mark.parametrize("path", ["tiny", "tiny:walks", "/models/a", "./a/b", "~/a", "a", "a/b/c"])
+@pytest.mark.parametrize("path", ["tiny", "tiny:walks", "/models/a", "./a/b", "~/a", "a", "a/", "a/b/c"])
 def test_what_is_no_hub_id(path: str) -> None:
     assert hub_id(path) is None
 

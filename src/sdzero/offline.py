@@ -84,7 +84,8 @@ def hub_id(path: str) -> str | None:
     """The path, if it can only be a hub id (`owner/name`); None for a folder, a file, an embedded model."""
     if world_of_model(path) is not None or Path(path).expanduser().exists():
         return None
-    return path if path.count("/") == 1 and not path.startswith((".", "/", "~")) else None
+    is_one = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
+    return path if is_one else None
 
 
 def _set_switches() -> None:
