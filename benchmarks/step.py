@@ -88,7 +88,8 @@ def recipe_of(
 class OurStep:
     """A trainer of phase 2 on one batch of questions; student and teacher start at the model in `folder`.
 
-    With `recorded` responses nothing is sampled. Checkpoints are not saved: a step is not one.
+    With `recorded` responses nothing is sampled. `pair` is another student and teacher. Checkpoints are not
+    saved: a step is not one.
     """
 
     def __init__(
@@ -101,17 +102,21 @@ class OurStep:
         recorded: Recorded | None = None,
         objective: Objective | None = None,
         grade: Grade | None = None,
+        pair: tuple[PreTrainedModel, Teacher] | None = None,
     ) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.roles = roles_of(self.tokenizer)
         self.questions = questions_of(shape, self.roles) if questions is None else list(questions)
-        self.model = load_model(str(folder), recipe.model)
+        device = pick_device(recipe.model.device)
+        if pair is None:
+            dtype, attention = DTYPES[recipe.model.dtype], recipe.model.attention
+            pair = load_model(str(folder), recipe.model), Teacher.load(folder, dtype, device, attention)
+        self.model, teacher = pair
         self.run = run
         own_engine = transformers_engines(recipe, self.tokenizer)(self.model, self.roles)
         engine = own_engine if recorded is None else RecordedEngine(recorded)
         ledger = Ledger(run.path("ledger.jsonl"))
         sampler = GradedSampler(engine, self.roles, grade or _nothing_to_grade, run, ledger)
-        device = pick_device(recipe.model.device)
         config = distill_config(
             recipe.distill,
             run.path("checkpoints"),
@@ -123,7 +128,7 @@ class OurStep:
         self.logged: list[dict[str, Any]] = []
         self.trainer = SelfDistillationTrainer(
             self.model,
-            Teacher.load(folder, DTYPES[recipe.model.dtype], device, recipe.model.attention),
+            teacher,
             config,
             self.questions,
             sampler,

@@ -1,5 +1,6 @@
 """The command `sdzero`. Heavy imports happen inside the commands, so that help and errors are quick."""
 
+import functools
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sdzero import launch, process_group, ranks, stopping
+from sdzero import launch, plan_commands, process_group, ranks, stopping
 from sdzero.bundle_commands import bundle_commands
 from sdzero.errors import UserError
 from sdzero.network_guard import guarded as guarded_network
@@ -559,6 +560,23 @@ def provenance(
 
 
 app.add_typer(bundle_commands(guarded, report), name="bundle")
+
+
+def told(command: Callable[..., Any]) -> Callable[..., None]:
+    """The command, with errors told as `guarded` does; what it returns is the exit status, if it is not 0."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        statuses: list[Any] = []
+        guarded(lambda: statuses.append(command(**given)), bool(given["debug"]))
+        if any(statuses):
+            raise typer.Exit(1)
+
+    return run
+
+
+app.command()(told(plan_commands.plan))
+app.command()(told(plan_commands.bench))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from sdzero.method.grading import Grade
 from sdzero.method.roles import Roles, WeightedSequence
 from sdzero.method.srt import train_weighted
 from sdzero.models import absolute_path, load_model, load_to_train_on, save_model
+from sdzero.peak_memory import peak_memory_bytes
 from sdzero.questions.question import Question
 from sdzero.questions.splits import QuestionSets
 from sdzero.recipe import AlarmSettings, Recipe
@@ -163,7 +164,7 @@ class RunContext:
 
         def log(values: dict[str, Any]) -> None:
             step, last = int(values.get("step", 0)), int(values.get("max_steps", 0))
-            step_log.append(values)
+            step_log.append(values | {"peak_memory_bytes": peak_memory_bytes()})
             if last:
                 self.progress(f"{stage}/steps", step, last)
 
