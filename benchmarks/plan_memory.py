@@ -6,8 +6,10 @@
 
 Measured is the peak of resident memory in a step, less what the process takes after a step of the smallest
 model: interpreter and libraries. The step is the trainer's own (phase 2 on recorded responses, or SRT), with
-AdamW's moments made by a step before, and with freed memory kept, as in a run (`sdzero/allocator.py`).
-Predicted are weights, teacher, gradients, moments, activations, loss and working memory.
+AdamW's moments made by a step before. It is measured twice: with the C library told to give each freed
+block back at once, so that what is resident is held; and with freed memory kept, as a run has it
+(`sdzero/allocator.py`), which fragments. Predicted are weights, teacher, gradients, moments, activations, loss
+and working memory.
 """
 
 import argparse
@@ -53,6 +55,9 @@ PAGE = ROOT / "docs" / "plan.md"
 FILE = RESULTS / "plan_memory.json"
 TARGET = 0.15
 """How far a prediction may be off."""
+
+FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc: blocks of 64 KiB and more are mapped one by one, and given back when they are freed."""
 
 CONFIGS = {"llama": LlamaConfig, "olmo3": Olmo3Config}
 
@@ -223,9 +228,10 @@ def libraries() -> int:
     return resident("VmRSS")
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Predicted and measured, in this process."""
-    keep_freed_memory()
+def measure(case: Case, kept: bool) -> dict[str, Any]:
+    """Predicted and measured, in this process, whose environment says what is done with freed memory."""
+    if kept:
+        keep_freed_memory()
     with place() as workplace:
         folder = workplace / "model"
         subprocess.run([sys.executable, __file__, "--make", str(folder), "--only", case.name], check=True)
@@ -241,16 +247,27 @@ def measure(case: Case) -> dict[str, Any]:
         "moment": moment,
         "parts": parts,
         "predicted": sum(parts.values()),
-        "measured": measured,
-        "ratio": sum(parts.values()) / measured,
+        "kept" if kept else "measured": measured,
     }
+
+
+def measured_apart(name: str) -> dict[str, Any]:
+    """A case measured twice, each time in a process of its own."""
+    row: dict[str, Any] = {}
+    for how in ("freed", "kept"):
+        command = [sys.executable, __file__, "--here", how, "--only", name]
+        environment = os.environ | (FREED if how == "freed" else {})
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        row |= json.loads(done.stdout.splitlines()[-1])
+    return row | {"ratio": row["predicted"] / row["measured"]}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The rows of docs/plan.md."""
     lines = [
-        "| case | stage | family | micro-batch | response | turned | predicted MB | measured MB | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | stage | family | micro-batch | response | turned | predicted MB | measured MB | ratio |"
+        " kept MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["cases"]:
         turned = [name for name in ("checkpointing", "lora") if row[name]]
@@ -259,6 +276,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(
             f"| `{row['name']}` | {row['stage']} | {row['family']} | {row['micro']} | {row['tokens']} |"
             f" {', '.join(turned)} | {row['predicted'] / 1e6:,.0f} | {row['measured'] / 1e6:,.0f} | {ratio} |"
+            f" {row['kept'] / 1e6:,.0f} |"
         )
     machine = results["machine"]
     within = sum(abs(row["ratio"] - 1) <= TARGET for row in results["cases"])
@@ -277,23 +295,21 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CASES), help="one case")
     parser.add_argument("--write", action="store_true", help="keep the results, and fill in docs/plan.md")
     parser.add_argument("--make", type=Path, help="only make the model of the case, in this folder")
-    parser.add_argument("--here", action="store_true", help="measure the case in this process")
+    parser.add_argument("--here", choices=["freed", "kept"], help="measure the case in this process")
     arguments = parser.parse_args()
     if arguments.make is not None:
         make_model(CASES[arguments.only], arguments.make)
         return
     if arguments.here:
-        print(json.dumps(measure(CASES[arguments.only])))
+        print(json.dumps(measure(CASES[arguments.only], arguments.here == "kept")))
         return
     found = []
     for name in [arguments.only] if arguments.only else CASES:
-        command = [sys.executable, __file__, "--here", "--only", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        found.append(measured_apart(name))
         row = found[-1]
         print(
             f"{name}: predicted {row['predicted'] / 1e6:.0f} MB ({row['moment']}), measured"
-            f" {row['measured'] / 1e6:.0f} MB, ratio {row['ratio']:.2f}",
+            f" {row['measured'] / 1e6:.0f} MB, ratio {row['ratio']:.2f}; {row['kept'] / 1e6:.0f} MB kept",
             flush=True,
         )
     results = {"machine": this_machine(), "cases": found}
