@@ -8,8 +8,8 @@ Measured is the peak of resident memory in a step, less what the process takes a
 model: interpreter and libraries. The step is the trainer's own (phase 2 on recorded responses, or SRT), with
 AdamW's moments made by a step before. It is measured twice: with the C library told to give each freed
 block back at once, so that what is resident is held; and with freed memory kept, as a run has it
-(`sdzero/allocator.py`), which fragments. Predicted are weights, teacher, gradients, moments, activations, loss
-and working memory.
+(`sdzero/allocator.py`), which fragments. Predicted are weights, teacher, gradients, moments, activations,
+loss and working memory.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """`sdzero plan`: counts, time, cost, switches, calibration, a plan against a run, and the command."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -319,6 +320,19 @@ def test_a_bench_measures_and_its_file_is_read(tmp_path: Path) -> None:
     assert found.tokens_per_second > 0
     assert 1 < found.lengths["student"] <= 64
     assert 5 < found.lengths["prompt"] < 60
+
+
+# ---- the page ----
+
+
+def test_the_page_has_the_tables_of_today() -> None:
+    spec = importlib.util.spec_from_file_location("make_plan_page", ROOT / "docs/make_plan_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text()
+    assert text == script.with_tables(text), "run `python docs/make_plan_page.py`"
 
 
 # ---- the command ----

@@ -14,7 +14,7 @@ from sdzero.adapters import attach_adapter, lora_config
 from sdzero.method import chunked_nll, divergence, head_products, srt
 from sdzero.method.hidden import hidden_states
 from sdzero.method.training import training_arguments
-from sdzero.onprem import plan_heads, plan_sampling, plan_time
+from sdzero.onprem import plan_heads, plan_sampling
 from sdzero.onprem.hardware import Hardware, hardware_named
 from sdzero.onprem.model_shape import PUBLIC, SHIPPED, ModelShape, read_shape, shape_of
 from sdzero.onprem.plan_activations import Adapters, kept_by_model
@@ -163,7 +163,7 @@ def test_constants_are_those_of_the_code_that_they_describe() -> None:
     assert plan_heads.LOGITS_AT_A_TIME == srt.LOGITS_AT_A_TIME
     assert plan_sampling.ROOM_AHEAD == row_cache.ROOM_AHEAD
     assert plan_sampling.COLOCATED_SHARE == vllm_arguments.COLOCATED_SHARE
-    assert plan_time.SERVER_SHARE == vllm_arguments.SERVER_SHARE
+    assert plan_sampling.SERVER_SHARE == vllm_arguments.SERVER_SHARE
     assert plan_sampling.PACK_FROM == decode_step.PACK_FROM
     assert plan_sampling.DRAWN_AT_A_TIME["cpu"] == drawing.NUMBERS_AT_A_TIME
     assert plan_sampling.DRAWN_AT_A_TIME["cuda"] == drawing.NUMBERS_AT_A_TIME_ON_GPU

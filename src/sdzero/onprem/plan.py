@@ -124,14 +124,15 @@ def plan_of(setting: Setting, lengths: Lengths, efficiency: Efficiency, prices: 
         whole = StageTime(sum(time.sampling for time in times), sum(time.training for time in times))
         samples = tuple(sample for work in works for sample in work.samples)
         methods[name] = StageWork(name, samples, tuple(train for w in works for train in w.trains)), whole
-    found = enough(setting)
-    hours = None
-    if found is not None:
+
+    def hours(other: Setting) -> float:
         speed = efficiency
-        if found[1].recipe.rollout.engine != setting.recipe.rollout.engine:
-            speed = replace(assumed_efficiency(found[1]), products=efficiency.products)
-        works = stages_of(found[1].recipe, lengths)
-        hours = sum(stage_time(found[1], work, speed).seconds for work in works) / 3600
+        if other.recipe.rollout.engine != setting.recipe.rollout.engine:
+            speed = replace(assumed_efficiency(other), products=efficiency.products)
+        works = stages_of(other.recipe, lengths)
+        return sum(stage_time(other, work, speed).seconds for work in works) / 3600
+
+    found = enough(setting, hours)
     return Plan(
         setting,
         lengths,
@@ -142,7 +143,7 @@ def plan_of(setting: Setting, lengths: Lengths, efficiency: Efficiency, prices: 
         () if found is not None and not found[0] else tuple(switches(setting)),
         None if found is None else tuple(found[0]),
         None if found is None else peak_of(found[1]),
-        hours,
+        None if found is None else hours(found[1]),
     )
 
 

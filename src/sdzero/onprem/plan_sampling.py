@@ -9,8 +9,8 @@ from sdzero.onprem.plan_tokens import PHRASE_TOKENS
 
 ROOM_AHEAD = 32
 """Columns that the cache is made larger by at least (`row_cache.ROOM_AHEAD`)."""
-COLOCATED_SHARE = 0.3
-"""vLLM's share of a device beside a trainer where the recipe sets none (`vllm_arguments.COLOCATED_SHARE`)."""
+COLOCATED_SHARE, SERVER_SHARE = 0.3, 0.85
+"""vLLM's share of a device where the recipe sets none: in this process, of a server (`vllm_arguments`)."""
 PACK_FROM = 5_000_000
 """Parameters from which the transformers engine copies weights on a CPU (`decode_step.PACK_FROM`)."""
 DRAWN_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -94,9 +94,10 @@ def copied_weights(setting: Setting) -> float:
 
 
 def vllm_bytes(setting: Setting, sampling: bool) -> float:
-    """What vLLM in this process takes of a device. A server is taken to have devices of its own."""
+    """What vLLM takes of a device: in this process, or as the run's own server on the same devices. A server
+    of the user's (`url`) is elsewhere."""
     own = setting.recipe.rollout
-    if own.engine != "vllm" or own.vllm.mode == "server":
+    if own.engine != "vllm" or own.vllm.url is not None:
         return 0.0
     if not sampling and own.vllm.sleep and setting.kind == "cuda":
         return 0.0
@@ -104,4 +105,5 @@ def vllm_bytes(setting: Setting, sampling: bool) -> float:
         return setting.weights + own.vllm.kv_cache_gigabytes * GIB
     if setting.kind == "cpu":
         return setting.weights + GIB
-    return (own.vllm.gpu_memory_utilization or COLOCATED_SHARE) * setting.hardware.device.memory
+    share = COLOCATED_SHARE if own.vllm.mode == "colocated" else SERVER_SHARE
+    return (own.vllm.gpu_memory_utilization or share) * setting.hardware.device.memory

@@ -2,7 +2,8 @@
 planned."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,11 +128,22 @@ def _shorter(setting: Setting) -> Any:
 
 
 def _vllm(setting: Setting) -> Any:
-    """vLLM in the same process, which has a share of the device of its own; for one device."""
-    if setting.devices > 1 or setting.kind != "cuda" or setting.recipe.rollout.engine == "vllm":
+    """vLLM on the same devices, asleep while they train: in this process, or with several a server with a
+    replica on each. It has what is left of the device while phase 2 samples."""
+    own, count = setting.recipe.rollout, setting.devices
+    if setting.kind != "cuda" or own.engine == "vllm":
         return None
-    own = {"engine": "vllm", "batch_size": setting.recipe.rollout.batch_size, "vllm": {"sleep": True}}
-    return _turned(setting, {"rollout": own}, "rollout.engine=vllm rollout.vllm.sleep=true")
+    sampling = stage_moments(setting)["distill"]["sampling"]
+    others = sum(size for part, size in sampling.items() if part not in ("cache", "working", "sampler"))
+    share = math.floor(20 * (1 - others / room_of(setting))) / 20
+    if share * room_of(setting) < 1.2 * setting.weights:
+        return None
+    values: dict[str, Any] = {"sleep": True, "gpu_memory_utilization": share}
+    if count > 1:
+        values = {"mode": "server", "data_parallel_size": count, **values}
+    shown = " ".join(f"rollout.vllm.{key}={str(value).lower()}" for key, value in values.items())
+    changes = {"rollout": {"engine": "vllm", "batch_size": own.batch_size, "vllm": values}}
+    return _turned(setting, changes, f"rollout.engine=vllm {shown}")
 
 
 def _fewer_rows(setting: Setting) -> Any:
@@ -153,21 +165,21 @@ def _sampling_fits(setting: Setting) -> bool:
     return max(sampling, default=0.0) <= room_of(setting)
 
 
-TURNS: tuple[Turn, ...] = (
-    _checkpointing,
-    _micro_batches,
-    _short_numbers,
-    _sharding,
-    _teacher_elsewhere,
-    _eight_bits,
-    _adapters,
-    _four_bits,
-    _shorter,
-    _vllm,
-    _fewer_rows,
-)
-"""In the order in which they are preferred; the number of rows comes last, because it fits itself to the
-rest."""
+TURNS: dict[Turn, float] = {
+    _checkpointing: 1.0,
+    _micro_batches: 1.0,
+    _sharding: 1.0,
+    _teacher_elsewhere: 1.0,
+    _short_numbers: 1.5,
+    _eight_bits: 1.2,
+    _adapters: 1.5,
+    _four_bits: 2.0,
+    _shorter: 4.0,
+    _vllm: 1.0,
+    _fewer_rows: 1.0,
+}
+"""In the order in which they are turned: the number of rows comes last, because it fits itself to the rest.
+The factor is on the time that a run takes with it: a switch that changes what is trained has to save that."""
 
 
 def switches(setting: Setting) -> list[Switch]:
@@ -184,26 +196,27 @@ def switches(setting: Setting) -> list[Switch]:
     return sorted(found, key=lambda switch: -switch.saves)
 
 
-def enough(setting: Setting) -> tuple[list[str], Setting] | None:
-    """The fewest switches that together make the run fit, and the setting with them; of equally many the ones
-    that are preferred. None if none do."""
+def enough(setting: Setting, hours: Callable[[Setting], float]) -> tuple[list[str], Setting] | None:
+    """The switches that together make the run fit, and the setting with them: the fewest, or one more if it
+    is a tenth faster; of equally many the fastest (see `TURNS`). None if none do."""
     if fits(setting):
         return [], setting
+    turned: dict[tuple[Turn, ...], tuple[list[str], Setting] | None] = {(): ([], setting)}
+    best: tuple[float, tuple[list[str], Setting]] | None = None
     for count in range(1, AT_MOST_TOGETHER + 1):
+        found = []
         for chosen in itertools.combinations(TURNS, count):
-            texts, other = list(_apply(setting, chosen)), setting
-            if not texts:
-                continue
-            other = texts[-1][1]
-            if len(texts) == count and fits(other):
-                return [text for text, _ in texts], other
-    return None
+            own = turned[chosen] = _turned_on(turned[chosen[:-1]], chosen[-1])
+            if own is not None and fits(own[1]):
+                found.append((hours(own[1]) * math.prod(TURNS[turn] for turn in chosen), own))
+        fastest = min(found, key=lambda one: one[0], default=None)
+        if best is not None:
+            return fastest[1] if fastest is not None and fastest[0] < 0.9 * best[0] else best[1]
+        best = fastest
+    return None if best is None else best[1]
 
 
-def _apply(setting: Setting, chosen: tuple[Turn, ...]) -> Iterator[tuple[str, Setting]]:
-    for turn in chosen:
-        turned = turn(setting)
-        if turned is None:
-            return
-        setting = turned[1]
-        yield turned
+def _turned_on(before: tuple[list[str], Setting] | None, turn: Turn) -> tuple[list[str], Setting] | None:
+    """One switch more; None if there is nothing to turn."""
+    own = None if before is None else turn(before[1])
+    return None if before is None or own is None else ([*before[0], own[0]], own[1])

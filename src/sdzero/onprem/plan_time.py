@@ -11,12 +11,9 @@ from dataclasses import dataclass
 
 from sdzero.onprem.hardware import GB
 from sdzero.onprem.model_shape import ModelShape
-from sdzero.onprem.plan_sampling import PACK_FROM, vllm_bytes
+from sdzero.onprem.plan_sampling import PACK_FROM, SERVER_SHARE, vllm_bytes
 from sdzero.onprem.plan_setting import Setting
 from sdzero.onprem.plan_tokens import Sample, StageWork, Train
-
-SERVER_SHARE = 0.85
-"""vLLM's share of a device of its own where the recipe sets none (`vllm_arguments.SERVER_SHARE`)."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,8 @@ def rows_at_once(setting: Setting, sample: Sample) -> int:
     own, (replicas, width) = setting.recipe.rollout, engines(setting)
     rows = min(own.batch_size, math.ceil(sample.unit / replicas), math.ceil(sample.responses / replicas))
     if own.engine == "vllm":
-        share = own.vllm.gpu_memory_utilization or SERVER_SHARE
-        server = share * setting.hardware.device.memory
-        room = width * (server if own.vllm.mode == "server" else vllm_bytes(setting, True)) - setting.weights
+        whole = vllm_bytes(setting, True) or SERVER_SHARE * setting.hardware.device.memory
+        room = width * whole - setting.weights
         if own.vllm.kv_cache_gigabytes is not None:
             room = own.vllm.kv_cache_gigabytes * GB
         held = 2 * setting.shape.layers * setting.shape.keys * setting.size
