@@ -319,7 +319,7 @@ def test_a_bench_measures_and_its_file_is_read(tmp_path: Path) -> None:
     assert found.tokens_per_second is not None
     assert found.tokens_per_second > 0
     assert 1 < found.lengths["student"] <= 64
-    assert 5 < found.lengths["prompt"] < 60
+    assert 1 <= found.lengths["prompt"] < 60
 
 
 # ---- the page ----

@@ -149,10 +149,10 @@ def _lengths(spent: Spent) -> dict[str, float]:
     }
     own = spent.of("distill")
     if own["responses"] and own["teacher_tokens"] and not spent.recipe.distill.contrast:
-        # The teacher reads x + y + P_r + y.
+        # The teacher reads x + y + P_r + y; a vocabulary of our own may have shorter phrases than is assumed.
         read = own["teacher_tokens"] / own["responses"]
         prompt = read - 2 * own["sampled_tokens"] / own["responses"] - PHRASE_TOKENS
-        measured["prompt"] = prompt if prompt >= 1 else None
+        measured["prompt"] = max(1.0, prompt)
     return {name: value for name, value in measured.items() if value}
 
 
