@@ -16,6 +16,7 @@ from data_parallel_work import (
     ledger_of,
     phase_2,
     srt,
+    with_exact_norms,
     with_fsdp,
     without_fsdp,
 )
@@ -53,13 +54,16 @@ def test_phase_2_is_that_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_processes_are_one_too(tmp_path: Path) -> None:
-    """Batches of 6, the last of 4, which is no multiple of three."""
-    work = partial(phase_2, batch_size=6, micro_batch_size=2)
+@pytest.mark.parametrize("processes", [3, 4])
+def test_more_processes_are_one_too(tmp_path: Path, processes: int) -> None:
+    """Two questions a process and step, and a last batch that does not fill them."""
+    work = partial(with_exact_norms, phase_2, batch_size=2 * processes, micro_batch_size=2)
     (alone,) = in_ranks(work, tmp_path / "one", processes=1)
-    for own in in_ranks(work, tmp_path / "three", processes=3):
+    for own in in_ranks(work, tmp_path / "more", processes=processes):
         assert_equal_weights(own["student"], alone["student"], 1e-10)
-    assert ledger_of(tmp_path / "three") == ledger_of(tmp_path / "one")
+        for row, expected in zip(own["metrics"], alone["metrics"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-6)
+    assert ledger_of(tmp_path / "more") == ledger_of(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
