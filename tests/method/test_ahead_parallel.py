@@ -13,8 +13,7 @@ from in_ranks import in_ranks
 
 
 def test_two_processes_sample_ahead_what_one_does(tmp_path: Path) -> None:
-    """Batches of 4, the last of 2; rehearsal, and a sync after two steps. Then cut after two, and gone on
-    with: bit for bit, with the responses that the weights of before have sampled."""
+    """Batches of 4, the last of 2; rehearsal, and a sync after two steps."""
     ahead = partial(phase_2, rollouts_ahead=1)
     (alone,) = in_ranks(ahead, tmp_path / "one", processes=1)
     first, second = in_ranks(ahead, tmp_path / "two")
@@ -29,13 +28,20 @@ def test_two_processes_sample_ahead_what_one_does(tmp_path: Path) -> None:
         rows = rows_of(tmp_path / "two", step)
         assert rows == rows_of(tmp_path / "one", step)
         assert {row["weight_version"] for row in rows} == {version}
+
+
+@pytest.mark.slow
+def test_three_steps_ahead_are_two_and_one(tmp_path: Path) -> None:
+    """Bit for bit, with the responses that the weights of before have sampled."""
+    ahead = partial(phase_2, rollouts_ahead=1)
+    expected, _ = in_ranks(ahead, tmp_path / "whole")
     cut = in_ranks(partial(ahead, stop_after=2), tmp_path / "cut")
     assert [row["step"] for row in cut[0]["reported"]] == [1, 2]
     resumed = in_ranks(ahead, tmp_path / "cut")
     assert [row["step"] for row in resumed[0]["reported"]] == [3]
     for own in resumed:
-        assert_equal_weights(own["student"], first["student"], 0.0)
-    assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "two")
+        assert_equal_weights(own["student"], expected["student"], 0.0)
+    assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "whole")
 
 
 @pytest.mark.slow
