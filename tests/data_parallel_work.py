@@ -76,19 +76,6 @@ def with_fsdp(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
     return dict(work(*arguments, **keywords))
 
 
-def with_zero(stage: int, work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """The same with DeepSpeed's ZeRO, as `accelerate launch` sets it up, on a CPU."""
-    os.environ.update(
-        {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "DS_ACCELERATOR": "cpu",
-        }
-    )
-    return dict(work(*arguments, **keywords))
-
-
 def with_exact_norms(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
     """With norms in float64: the model's own go through float32, where a third of a gradient is rounded."""
 
@@ -168,13 +155,20 @@ def phase_2(
 
 
 def srt(
-    folder: Path, micro_batch_tokens: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any
+    folder: Path,
+    micro_batch_tokens: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    tied: bool = True,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Nine sequences, in batches of four."""
     with ranks.turn_of_first() as is_mine:
         if is_mine:
             folder.mkdir()
     model, tokenizer = tiny_model(dtype), load_tokenizer("tiny")
+    if not tied:
+        model.config.get_text_config().tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     start = weights_of(model)
     sequences = make_rehearsal(Roles(tokenizer, PhraseSettings(), ChatSettings()))[:9]
     settings = OptimizerSettings(

@@ -35,6 +35,12 @@ def stage() -> int:
     return int(os.environ.get(PREFIX + "ZERO_STAGE", "2"))
 
 
+def stay_on_cpu() -> None:
+    """Tell DeepSpeed that there is no GPU, which it would otherwise warn of; before it is imported."""
+    if is_asked_for():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def check(processes: int) -> None:
     """Raise UserError if DeepSpeed is asked for and is not there, or in a way that cannot be used here."""
     if not is_asked_for():

@@ -96,6 +96,8 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         backend = "cuda:nccl,cpu:gloo"
+    else:
+        deepspeed_settings.stay_on_cpu()
     peers = _Peers(_store(rank), rank)
     hours = timedelta(hours=COLLECTIVE_HOURS)
     torch.distributed.init_process_group(

@@ -5,6 +5,7 @@ forward of its layer have gathered it. ZeRO-2 leaves parameters whole, as views 
 All processes call these functions at the same place, for they are collective.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +29,27 @@ def manage(model: torch.nn.Module, used_outside: torch.nn.Module) -> None:
             deepspeed.zero.register_external_parameter(model, parameter)
 
 
-def use_torch_on_cpu() -> None:
-    """On a CPU leave collectives to torch: DeepSpeed's own would be compiled first, at run time."""
+def get_ready(device: torch.device) -> None:
+    """Set what DeepSpeed takes from its surroundings; before a model is handed to it."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":  # DeepSpeed's own collectives would be compiled first, at run time
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # What torch has new names for; it would be told at every call.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def let_go(engine: Any) -> None:
+    """Free what DeepSpeed's engine holds, when the training is over. Weights that are cut up stay so, and can
+    still be gathered."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    engine.destroy()
+    # Ways from what lives on to the optimizer's state, which `destroy` leaves.
+    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not engine.module]
+    for parameter in engine.module.parameters():
+        parameter.__dict__.pop("_z3_optimizer", None)
+    _take_hooks_off(engine.module)
 
 
 def is_managed(model: torch.nn.Module) -> bool:
@@ -72,16 +89,24 @@ def whole_weights(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_hooks(model: torch.nn.Module) -> Iterator[None]:
-    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            kept.append((hooks, dict(hooks)))
-            for key, hook in list(hooks.items()):
-                if str(getattr(hook, "__module__", "")).startswith("deepspeed."):
-                    del hooks[key]
+    kept = [(hooks, dict(hooks)) for hooks in _hooks(model)]
+    _take_hooks_off(model)
     try:
         yield
     finally:
         for hooks, before in kept:
             hooks.clear()
             hooks.update(before)
+
+
+def _hooks(model: torch.nn.Module) -> Iterator[dict[int, Any]]:
+    for module in model.modules():
+        yield module._forward_pre_hooks
+        yield module._forward_hooks
+
+
+def _take_hooks_off(model: torch.nn.Module) -> None:
+    for hooks in _hooks(model):
+        for key, hook in list(hooks.items()):
+            if hook.__module__.startswith("deepspeed."):
+                del hooks[key]

@@ -14,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_parallel_work import phase_2, srt, with_zero
+from data_parallel_work import phase_2, srt
 from in_ranks import in_ranks
+from sdzero.errors import UserError
+from sdzero.method.zero_training import check_checkpoint
 from support import read_jsonl, without_seconds
+from zero_work import and_lets_go, best_model, fails_on, in_chunks, with_zero
 
 pytestmark = [
     pytest.mark.deepspeed,
@@ -122,3 +125,79 @@ def test_three_steps_are_two_and_one(tmp_path: Path, stage: int) -> None:
         assert_same(own["teacher"], expected["teacher"])
     assert [row["step"] for row in resumed[0]["metrics"]] == [3]
     assert ledger_of(tmp_path / "cut") == ledger_of(tmp_path / "whole")
+
+
+@STAGES
+def test_a_head_of_its_own_and_logits_in_chunks(tmp_path: Path, stage: int) -> None:
+    """The head's weights are read outside of its layer, in the forward pass and in the backward pass."""
+    work = partial(in_chunks, partial(srt, tied=False))
+    (alone,) = in_ranks(work, tmp_path / "one", processes=1)
+    first, second = in_ranks(partial(with_zero, stage, partial(and_lets_go, work)), tmp_path / "two")
+    assert "lm_head.weight" in first["student"]
+    assert_same(first["student"], second["student"])
+    assert_like(first["student"], alone["student"], alone["start"])
+    assert (first["made"], first["kept"]) == (1, 0), "the optimizer's state is let go"
+
+
+def test_a_divergence_in_two_passes_and_a_policy_gradient(tmp_path: Path) -> None:
+    work = partial(in_chunks, partial(phase_2, token_share=0.5, policy_gradient_weight=0.3))
+    (alone,) = in_ranks(work, tmp_path / "one", processes=1)
+    first, _ = in_ranks(partial(with_zero, 3, work), tmp_path / "two")
+    assert_like(first["student"], alone["student"], alone["start"])
+    for row, expected in zip(first["metrics"], alone["metrics"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
+def test_bfloat16_is_stepped_in_float32(tmp_path: Path) -> None:
+    """ZeRO-2 and ZeRO-3 agree to one rounding; both stay near the training in float32."""
+    (exact,) = in_ranks(phase_2, tmp_path / "one", processes=1)
+    two, three = (
+        in_ranks(partial(with_zero, stage, partial(phase_2, dtype=torch.bfloat16)), tmp_path / str(stage))[0]
+        for stage in (2, 3)
+    )
+    for own in (two, three):
+        assert {weight.dtype for weight in own["student"].values()} == {torch.bfloat16}
+        for row, expected in zip(own["metrics"], exact["metrics"], strict=True):
+            assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
+            assert row["loss"] == pytest.approx(expected["loss"], rel=0.1)
+    difference = flat(two["student"]) - flat(three["student"])
+    assert difference.norm() < 0.01 * (flat(two["student"]) - flat(two["start"])).norm()
+
+
+@STAGES
+def test_the_best_model_is_taken_back(tmp_path: Path, stage: int) -> None:
+    """At the end, and when the same command finds a training that had ended but for keeping its model."""
+    work = partial(with_zero, stage, best_model)
+    first, second = in_ranks(work, tmp_path / "run")
+    assert first["scored"] == [1, 2, 3]
+    best = load_file(tmp_path / "run/distill/checkpoints/checkpoint-1/model.safetensors")
+    again, _ = in_ranks(work, tmp_path / "run")
+    assert again["scored"] == []
+    for found in (first, second, again):
+        assert all(torch.equal(weight, best[name]) for name, weight in found["student"].items())
+
+
+@STAGES
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_process_fails_the_other_stops(tmp_path: Path, stage: int, rank: int) -> None:
+    found = in_ranks(
+        partial(with_zero, stage, partial(fails_on, rank, phase_2)), tmp_path / "run", errors=tmp_path / "errors"
+    )
+    assert "the disk of this one is full" in str(found[rank])
+    assert isinstance(found[1 - rank], Exception | SystemExit), "the other one did not go on"
+    printed = (tmp_path / "errors").read_text() + str(found[1 - rank])
+    assert f"process {rank} failed: the disk of this one is full" in printed
+
+
+def test_a_checkpoint_is_gone_on_with_as_it_was_written(tmp_path: Path) -> None:
+    """The optimizer's state is in its owners' files, so DeepSpeed it was and DeepSpeed it stays."""
+    stopped = partial(phase_2, stop_after=2)
+    in_ranks(partial(with_zero, 2, stopped), tmp_path / "zero")
+    in_ranks(stopped, tmp_path / "ddp")
+    checkpoint = tmp_path / "zero/distill/checkpoints/checkpoint-2"
+    with pytest.raises(UserError, match=r"written by 2 processes.*there are 1 now"):
+        check_checkpoint(checkpoint)
+    for found in in_ranks(phase_2, tmp_path / "zero"):
+        assert isinstance(found, UserError | SystemExit)
+    for found in in_ranks(partial(with_zero, 2, phase_2), tmp_path / "ddp"):
+        assert isinstance(found, UserError | SystemExit)

@@ -65,8 +65,7 @@ class TrainsWithZero(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if resume is not None:
             check_checkpoint(Path(resume))
-        if self.args.device.type == "cpu":
-            zero.use_torch_on_cpu()
+        zero.get_ready(self.args.device)
         _configure(self.accelerator.state.deepspeed_plugin.deepspeed_config, model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume)
         # Losses read the head's weights, and not through its own forward.
@@ -93,7 +92,7 @@ class TrainsWithZero(Trainer):
         found = super().train(*args, **kwargs)
         engine = getattr(self, "deepspeed", None)
         if engine is not None:
-            engine.destroy()
+            zero.let_go(engine)
         return found
 
     def _load_best_model(self) -> None:
