@@ -181,7 +181,9 @@ def test_the_best_model_is_taken_back(tmp_path: Path, stage: int) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_one_process_fails_the_other_stops(tmp_path: Path, stage: int, rank: int) -> None:
     found = in_ranks(
-        partial(with_zero, stage, partial(fails_on, rank, phase_2)), tmp_path / "run", errors=tmp_path / "errors"
+        partial(with_zero, stage, partial(fails_on, rank, phase_2)),
+        tmp_path / "run",
+        errors=tmp_path / "errors",
     )
     assert "the disk of this one is full" in str(found[rank])
     assert isinstance(found[1 - rank], Exception | SystemExit), "the other one did not go on"
