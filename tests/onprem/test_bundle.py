@@ -175,6 +175,24 @@ def test_what_is_damaged_in_a_finished_bundle_is_made_again_and_nothing_else(
     assert "native" not in download
 
 
+def test_data_that_have_changed_come_along_anew(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = order_of(made.parent)
+    rows = made.parent / "rows.jsonl"
+    before = rows.read_bytes()
+    folder, calls, said = Path(shutil.copytree(made, tmp_path / "b")), count_pip(monkeypatch), list[str]()
+    try:
+        rows.write_bytes(before + before.splitlines(keepends=True)[0].replace(b"0 + 0", b"5 + 5"))
+        make_bundle(order, folder, said.append)
+        assert (folder / "data/rows.jsonl").read_bytes() == rows.read_bytes()
+    finally:
+        rows.write_bytes(before)
+    assert find_faults(folder) == []
+    assert said[0] == "the model or the data have changed since the bundle was made"
+    assert calls == []
+
+
 def test_an_interrupted_bundle_goes_on(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, place = made.parent / "interrupted", made.parent
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,7 +19,7 @@ from typing import Any
 from sdzero.errors import UserError
 from sdzero.onprem import bundle_check, bundle_files, licences, sbom, wheels
 from sdzero.onprem.bundle_check import FACTS_NAME, SCHEMA, SUMS_NAME, find_faults, read_facts, read_sums
-from sdzero.onprem.bundle_files import Journal, check_model, copy_any, files_below, sum_of
+from sdzero.onprem.bundle_files import Journal, check_model, copies_of, copy_any, files_below, sum_of
 from sdzero.onprem.bundle_recipe import Need, extras_of, needs_of, within_bundle
 from sdzero.onprem.wheel_metadata import Target, closure_of, read_wheels
 from sdzero.recipe import Recipe
@@ -75,7 +75,7 @@ def make_bundle(order: Order, folder: Path, report: Report) -> str:
     needs = needs_of(order.recipe)
     plan = _plan_of(order, needs)
     try:
-        if folder.exists() and _is_whole(folder, plan, report):
+        if folder.exists() and _is_whole(folder, needs, plan, report):
             return sum_of(folder / SUMS_NAME)
         partial = folder.with_name(f"{folder.name}.partial")
         making = partial / MAKING
@@ -122,8 +122,9 @@ def _sum_of_source(source: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(folder: Path, plan: dict[str, Any], report: Report) -> bool:
-    """Whether there is a finished bundle of this plan. A damaged one becomes the beginnings of a new one."""
+def _is_whole(folder: Path, needs: Sequence[Need], plan: dict[str, Any], report: Report) -> bool:
+    """Whether there is a finished bundle of this plan. One that is damaged, or whose sources have changed
+    since, becomes the beginnings of a new one."""
     if not folder.is_dir() or not (folder / FACTS_NAME).is_file():
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -139,12 +140,14 @@ def _is_whole(folder: Path, plan: dict[str, Any], report: Report) -> bool:
             "choose another --output, or remove it",
         )
     shutil.rmtree(folder / MAKING, ignore_errors=True)  # of a process that was killed at the very end
-    faults = find_faults(folder)
-    if not faults:
+    faults, sums = find_faults(folder), read_sums(folder)
+    if not faults and not _have_changed(needs, folder, sums):
         report("the bundle is here already, and whole")
         return True
-    report(f"{len(faults)} files of the bundle are not as they were made; they are made again")
-    sums = read_sums(folder)
+    if faults:
+        report(f"{len(faults)} files of the bundle are not as they were made; they are made again")
+    else:
+        report("the model or the data have changed since the bundle was made")
     for fault in faults:
         (folder / fault.path).unlink(missing_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
@@ -157,6 +160,18 @@ def _is_whole(folder: Path, plan: dict[str, Any], report: Report) -> bool:
             journal.note(partial / path, sha256=sha256)
     (partial / MAKING / PLAN_NAME).write_text(json.dumps(plan))
     (partial / MAKING / PACKAGES_NAME).write_text(json.dumps(facts["packages"]))
+    return False
+
+
+def _have_changed(needs: Sequence[Need], folder: Path, sums: Mapping[str, str]) -> bool:
+    """Whether what was copied is another thing by now. What came from the hub is not looked for again."""
+    for need in (one for one in needs if not one.is_on_hub):
+        copies = copies_of(Path(need.source), folder / need.place, need.kind == "model")
+        expected = {str(copy.relative_to(folder)): sum_of(source) for copy, source in copies.items()}
+        if any(sums.get(path) != sha256 for path, sha256 in expected.items()):
+            return True
+        if any(path not in expected for path in sums if Path(need.place) in Path(path).parents):
+            return True
     return False
 
 
@@ -174,6 +189,7 @@ def _begin(making: Path, plan: dict[str, Any]) -> None:
         return
     strangers = [entry.name for entry in making.parent.iterdir() if entry.name != MAKING]
     if strangers:
+        shutil.rmtree(making)
         raise UserError(
             f"the folder is not empty ({strangers[0]})", str(making.parent), "choose another --output"
         )

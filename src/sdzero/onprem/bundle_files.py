@@ -95,24 +95,31 @@ def copy_any(source: Path, to: Path, journal: Journal, is_model: bool = False) -
 
     Of a model no pickled weights come along. Raises UserError if it has no other ones.
     """
-    if source.is_file():
-        copy_file(source, to, journal)
-        return []
-    left_out: list[str] = []
-    kept: set[Path] = set()
-    for file in files_below(source):
-        relative = file.relative_to(source)
-        if is_model and any(file.match(pattern) for pattern in PICKLED):
-            left_out.append(str(relative))
-            continue
-        copy_file(file, to / relative, journal)
-        kept.add(to / relative)
+    copies = copies_of(source, to, is_model)
+    for copy, file in copies.items():
+        copy_file(file, copy, journal)
     for stale in files_below(to) if to.is_dir() else ():
-        if stale not in kept:
+        if stale not in copies:
             stale.unlink()
     if is_model:
         check_model(to, source)
-    return left_out
+    taken = set(copies.values())
+    return (
+        []
+        if source.is_file()
+        else [str(file.relative_to(source)) for file in files_below(source) if file not in taken]
+    )
+
+
+def copies_of(source: Path, to: Path, is_model: bool) -> dict[Path, Path]:
+    """The files that come along, by where they go."""
+    if source.is_file():
+        return {to: source}
+    return {
+        to / file.relative_to(source): file
+        for file in files_below(source)
+        if not (is_model and any(file.match(pattern) for pattern in PICKLED))
+    }
 
 
 def files_below(folder: Path) -> Iterator[Path]:
