@@ -55,6 +55,19 @@ test-vllm: $(VLLM_READY) ## run the tests that need vLLM (its CPU build), in an 
 	$(VLLM_VENV)/bin/python -c 'import vllm'
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm $(PYTEST_ARGUMENTS)
 
+# DeepSpeed changes what accelerate, transformers and TRL import, so it has an environment of its own. Nothing of
+# it is compiled: on a CPU its Python alone is used.
+$(DEEPSPEED_READY): pyproject.toml constraints.txt constraints-deepspeed.txt
+	@echo "Making the environment of the DeepSpeed tests in $(DEEPSPEED_VENV) (some minutes)"
+	"$(PYTHON)" -m venv --clear $(DEEPSPEED_VENV)
+	DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --constraint constraints-deepspeed.txt --editable '.[dev,deepspeed]'
+	@touch $@
+
+test-deepspeed: $(DEEPSPEED_READY) ## run the tests that need DeepSpeed, on a CPU, in an environment of their own
+	DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/python -c 'import deepspeed'
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED_VENV)/bin/python -m pytest -m deepspeed $(PYTEST_ARGUMENTS)
+
 slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not vllm and not deepspeed and not airgap" $(PYTEST_ARGUMENTS)
 

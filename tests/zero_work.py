@@ -32,8 +32,6 @@ def with_zero(stage: int, work: Any, *arguments: Any, **keywords: Any) -> dict[s
 
 def in_chunks(work: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
     """The same with logits of a few tokens at a time, as with large vocabularies."""
-    from sdzero.method import srt
-
     objectives.LOGITS_AT_A_TIME = srt.LOGITS_AT_A_TIME = 1000
     return dict(work(*arguments, **keywords))
 

@@ -6,6 +6,7 @@ misplaced gradient moves them elsewhere by a large part of the way, or shows in 
 """
 
 import importlib.util
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from safetensors.torch import load_file
 
 from data_parallel_work import phase_2, srt
 from in_ranks import in_ranks
+from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.zero_training import check_checkpoint
-from support import read_jsonl, without_seconds
+from support import environment, micro_recipe, read_jsonl, sdzero, without_seconds
 from zero_work import and_lets_go, best_model, fails_on, in_chunks, with_zero
 
 pytestmark = [
@@ -30,6 +32,7 @@ pytestmark = [
 ]
 
 STAGES = pytest.mark.parametrize("stage", [2, 3])
+ZERO_3 = {"ZERO_STAGE": "3", "ZERO3_INIT": "false"}
 Found = dict[str, Any]
 OF_THE_WAY = 1e-3
 """How far apart two trained models may be, as a part of how far they have moved."""
@@ -69,8 +72,9 @@ def responses_of(folder: Path) -> list[bytes]:
     [
         {},
         {"sync": "never", "sync_every": None, "teacher_decay": 0.5},
+        {"packed": True},
     ],
-    ids=["synced", "following"],
+    ids=["synced", "following", "packed"],
 )
 def test_phase_2_is_that_of_one_process(tmp_path: Path, stage: int, changes: Found) -> None:
     """Two micro-batches a process and rehearsal apart: four backward passes a step, and the last batch is of
@@ -95,7 +99,7 @@ def test_phase_2_is_that_of_one_process(tmp_path: Path, stage: int, changes: Fou
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "recomputed"])
 def test_srt_is_that_of_one_process(tmp_path: Path, stage: int, checkpointing: bool) -> None:
     """Nine sequences in batches of 4, in parts: to the last batch of one, a process has nothing to give."""
-    work = partial(srt, micro_batch_tokens=90, gradient_checkpointing=checkpointing)
+    work = partial(srt, micro_batch_tokens=30, gradient_checkpointing=checkpointing)
     (alone,) = in_ranks(work, tmp_path / "one", processes=1)
     first, second = in_ranks(partial(with_zero, stage, work), tmp_path / "two")
     assert first["sharded"]
@@ -203,3 +207,27 @@ def test_a_checkpoint_is_gone_on_with_as_it_was_written(tmp_path: Path) -> None:
         assert isinstance(found, UserError | SystemExit)
     for found in in_ranks(partial(with_zero, 2, phase_2), tmp_path / "ddp"):
         assert isinstance(found, UserError | SystemExit)
+
+
+def test_a_whole_run_of_two_processes(micro_run: Path, tmp_path: Path) -> None:
+    """By the command: each stage loads a whole model, trains it, and keeps it whole for the next."""
+    shards = {f"ACCELERATE_DEEPSPEED_{key}": value for key, value in ZERO_3.items()}
+    env = environment() | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_DEEPSPEED": "true"} | shards
+    arguments: list[str | Path] = [
+        "run",
+        micro_recipe(tmp_path),
+        "-o",
+        tmp_path / "run",
+        "--num-processes",
+        "2",
+    ]
+    done = sdzero(*arguments, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "eprecat" not in done.stderr, "nothing that DeepSpeed would tell its own developers"
+    name = "srt/round-1/model/model.safetensors"
+    base = load_file(tiny.model_folder() / "model.safetensors")
+    found, expected = load_file(tmp_path / "run" / name), load_file(micro_run / name)
+    assert_like(found, expected, {key: base[key] for key in expected})
+    results = [json.loads((own / "results.json").read_text()) for own in (tmp_path / "run", micro_run)]
+    assert results[0]["budget"]["responses"] == results[1]["budget"]["responses"]
+    assert results[0]["evaluations"].keys() == results[1]["evaluations"].keys()

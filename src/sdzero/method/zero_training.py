@@ -1,7 +1,7 @@
 """Training under DeepSpeed's ZeRO-2 and ZeRO-3, through transformers' Trainer and accelerate.
 
-accelerate's engine steps the optimizer inside the backward pass that it calls the step's last, and only there:
-so a step may have any number of backward passes, if all but the last are said not to be (`no_step_yet`).
+accelerate's engine steps the optimizer inside the backward pass that it takes for the step's last, and only
+there: a step may have any number of backward passes, if all but the last are said not to be (`no_step_yet`).
 Gradients are reduced to their owners in each pass, whose sum is kept. DeepSpeed divides them by the number of
 processes, as DDP does, and clips by the norm of the whole.
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sdzero import ranks, zero
 from sdzero.adapters import has_adapter
@@ -32,7 +32,7 @@ class TrainsWithZero(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does it, but models that are loaded from now on are whole, under ZeRO-3 too."""
         super().create_accelerator_and_postprocess()
-        unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
     def check_for_zero(self, model: torch.nn.Module) -> None:
         """Raise UserError for what cannot be trained under ZeRO, if that is asked for."""
@@ -59,15 +59,15 @@ class TrainsWithZero(Trainer):
                 "set it to adamw",
             )
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, loader: Any, resume: Any) -> Any:
         if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume)
+            return super()._prepare_for_training(max_steps, loader, resume)  # type: ignore[no-untyped-call]
         model = self.accelerator.unwrap_model(self.model)
         if resume is not None:
             check_checkpoint(Path(resume))
         zero.get_ready(self.args.device)
         _configure(self.accelerator.state.deepspeed_plugin.deepspeed_config, model)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume)
+        prepared = super()._prepare_for_training(max_steps, loader, resume)  # type: ignore[no-untyped-call]
         # Losses read the head's weights, and not through its own forward.
         zero.manage(model, used_outside=output_head(model))
         return prepared
