@@ -388,6 +388,7 @@ def test_faults_are_told_without_a_traceback() -> None:
         (["--hardware", "9xP1"], "no device `P1`"),
         (["--hardware", "cpu", "--parallel", "tp"], "no way to share"),
         (["--hardware", "cpu", "--hardware-price", "5"], "price is not known"),
+        (["--hardware", "2xL4-24GB", "--parallel", "fsdp2", "lora.rank=8"], "are not sharded"),
     ):
         done = CliRunner().invoke(app, ["plan", str(MATH), *arguments])
         assert done.exit_code == 1

@@ -1,5 +1,4 @@
-"""`sdzero plan`: memory, time, energy and cost of a recipe on some hardware, before a run. Imports no
-torch."""
+"""`sdzero plan`: memory, time, energy and cost of a recipe on some hardware. Imports no torch."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdzero.errors import UserError
 from sdzero.onprem.calibration import Calibration, read_calibration
 from sdzero.onprem.hardware import hardware_named
 from sdzero.onprem.model_shape import shape_of
@@ -95,6 +95,10 @@ def make_plan(
 ) -> Plan:
     """Plan a run. Raises UserError for a model or hardware that is not known, and for what does not
     divide."""
+    if parallel == "fsdp2" and recipe.lora is not None:
+        raise UserError(
+            "adapters are not sharded", "--parallel", "use ddp: an adapter's gradients and states are small"
+        )
     devices, shape = hardware_named(hardware), shape_of(recipe.model.path, model_config)
     measured: Calibration | None = None
     if calibration is not None:
@@ -163,6 +167,11 @@ def assumptions(plan: Plan) -> list[str]:
         "memory: every response as long as the recipe allows; time: means",
         f"energy: {plan.prices.power_share:.0%} of these watts, PUE {plan.prices.pue:g}",
     ]
+    if setting.kind == "cpu":
+        lines.append(
+            "memory of a CPU: what is held; a run keeps freed memory, whose gaps took up to as much again"
+            " (docs/plan.md)"
+        )
     if recipe.rollout.engine == "transformers":
         lines.append(
             f"sampling: {rows} rows at one time, prompts of {prompt:.0f} and responses of up to {new} tokens"

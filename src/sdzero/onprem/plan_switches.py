@@ -1,5 +1,4 @@
-"""What to turn where a run does not fit: each switch is tried, and says what it saves, because it was
-planned."""
+"""What to turn where a run does not fit: each switch is tried, by planning with it."""
 
 import itertools
 import math

@@ -1,5 +1,4 @@
-"""Time of a stage: products over what the device makes of its peak, and bytes read to decode over its
-bandwidth.
+"""Time of a stage: products over what a device makes of its peak, bytes read to decode over its bandwidth.
 
 How much of peak and bandwidth is reached is assumed, or measured (`sdzero.onprem.calibration`). Left out are
 loading and saving, verifying (it runs while sampling goes on), the optimizer's step and the exchange of

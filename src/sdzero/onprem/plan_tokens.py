@@ -19,8 +19,7 @@ PROMPT_TOKENS = 200
 """Of a question with its template: assumed."""
 
 RIGHT_SHARE = 0.5
-"""Of responses: assumed. The paper's initial responses are half of them wrong (arXiv 2604.12002, section
-4)."""
+"""Of responses: assumed. Half of the paper's initial responses are wrong (arXiv 2604.12002, section 4)."""
 
 SHARES = {"base": 0.23, "revised": 0.23, "student": 0.37, "srt": 0.52, "sdzero": 0.21}
 """Mean length of a response by whom, as a share of the longest that training allows. From the paper's
