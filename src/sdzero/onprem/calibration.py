@@ -16,14 +16,7 @@ from sdzero.onprem.plan_time import (
     sampling_seconds,
     training_operations,
 )
-from sdzero.onprem.plan_tokens import (
-    PHRASE_TOKENS,
-    Lengths,
-    Sample,
-    StageWork,
-    Train,
-    assumed_lengths,
-)
+from sdzero.onprem.plan_tokens import PHRASE_TOKENS, Lengths, assumed_lengths, distill
 from sdzero.onprem.spent import Spent, read_run
 
 SCHEMA = 1
@@ -104,18 +97,13 @@ def of_run(spent: Spent, shape: ModelShape, hardware: Hardware, source: str) -> 
     update = spent.of("distill", lambda key: key.startswith("update-"))
     rollout = spent.of("distill", lambda key: not key.startswith("update-"))
     products = decoding = speed = None
-    if update["seconds"] and rollout["responses"]:
-        made = training_operations(setting, _phase_2(recipe.distill.contrast > 0, known, rollout))
+    work, responses = distill(recipe, known), int(rollout["responses"])
+    if update["seconds"] and responses:
+        # The run may be going on, or have dropped what was over-long.
+        made = training_operations(setting, work) * responses / work.responses
         products = made / (update["seconds"] * hardware.count * peak_of(setting))
-    if rollout["seconds"] and rollout["responses"]:
-        sample = Sample(
-            int(rollout["responses"]),
-            int(rollout["responses"]),
-            known.prompt,
-            known.student,
-            recipe.distill.max_new_tokens,
-            recipe.distill.batch_size,
-        )
+    if rollout["seconds"] and responses:
+        sample = replace(work.samples[0], responses=responses, prompts=responses)
         decoding = rollout["seconds"] / sampling_seconds(setting, sample, assumed_efficiency(setting))
         speed = rollout["sampled_tokens"] / rollout["seconds"] / hardware.count
     return Calibration(
@@ -129,14 +117,6 @@ def of_run(spent: Spent, shape: ModelShape, hardware: Hardware, source: str) -> 
         right,
         source,
     )
-
-
-def _phase_2(contrast: bool, known: Lengths, rollout: dict[str, float]) -> StageWork:
-    read = known.prompt + known.student
-    reads: tuple[float, ...] = (read + PHRASE_TOKENS + known.student,)
-    if contrast:
-        reads = (*reads, reads[0], read)
-    return StageWork("distill", (), (Train(rollout["responses"], read, known.student, reads),))
 
 
 def _lengths(spent: Spent) -> dict[str, float]:
