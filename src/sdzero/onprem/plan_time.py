@@ -12,7 +12,10 @@ from sdzero.onprem.hardware import GB
 from sdzero.onprem.model_shape import ModelShape
 from sdzero.onprem.plan_sampling import PACK_FROM, SERVER_SHARE, vllm_bytes
 from sdzero.onprem.plan_setting import Setting
-from sdzero.onprem.plan_tokens import Sample, StageWork, Train
+from sdzero.onprem.plan_tokens import Sample, StageWork, Train, micro_batch
+
+HOST_BANDWIDTH = 25 * GB
+"""From the host's memory to a device: 80% of PCIe 4.0 x16, assumed."""
 
 
 @dataclass(frozen=True)
@@ -168,5 +171,15 @@ def stage_time(setting: Setting, work: StageWork, efficiency: Efficiency) -> Sta
     made = training_operations(setting, work)
     return StageTime(
         sampling=sum(sampling_seconds(setting, sample, efficiency) for sample in work.samples),
-        training=made / (setting.devices * peak_of(setting) * efficiency.products),
+        training=made / (setting.devices * peak_of(setting) * efficiency.products)
+        + streaming_seconds(setting, work),
     )
+
+
+def streaming_seconds(setting: Setting, work: StageWork) -> float:
+    """What a teacher in the host's memory takes to come to the device, for each micro-batch of phase 2."""
+    if work.name != "distill" or setting.teacher_placement != "cpu" or setting.kind == "cpu":
+        return 0.0
+    at_once = setting.devices * micro_batch(setting.recipe.distill, setting.devices)
+    passes = sum(train.sequences * len(train.teacher_reads) for train in work.trains) / at_once
+    return passes * setting.weights / HOST_BANDWIDTH
