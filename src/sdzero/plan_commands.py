@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdzero.errors import UserError
+from sdzero.offline import load_recipe
 from sdzero.onprem.plan_cost import POWER_SHARE, PUE, Prices
-from sdzero.recipe_io import load_recipe
 
 if TYPE_CHECKING:
     from sdzero.onprem.plan import Plan

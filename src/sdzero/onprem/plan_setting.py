@@ -75,8 +75,8 @@ class Setting:
 
     @property
     def teacher_placement(self) -> str:
-        """Where phase 2 holds the teacher: `device`; `cpu` or `sharded` where the recipe has such a key."""
-        return str(getattr(self.recipe.distill, "teacher_placement", "device"))
+        """Where phase 2 holds the teacher: `device`, `cpu` or `sharded`."""
+        return self.recipe.distill.teacher_placement
 
     def with_recipe(self, recipe: Recipe) -> "Setting":
         """The same with another recipe."""

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from sdzero.onprem.plan_memory import peak_moment, stage_moments, total
 from sdzero.onprem.plan_setting import Setting
 from sdzero.recipe import Recipe
-from sdzero.recipe_distill import DistillSettings
 
 AT_MOST_TOGETHER = 4
 TRAINED = ("srt", "distill", "rft")
@@ -91,7 +90,7 @@ def _sharding(setting: Setting) -> Any:
 
 
 def _teacher_elsewhere(setting: Setting) -> Any:
-    if "teacher_placement" not in DistillSettings.model_fields or setting.teacher_placement != "device":
+    if setting.teacher_placement != "device":
         return None
     placement = "sharded" if setting.parallel == "fsdp2" else "cpu"
     return _turned(setting, {"distill.teacher_placement": placement})
