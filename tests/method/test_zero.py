@@ -20,6 +20,7 @@ from in_ranks import in_ranks
 from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.zero_training import check_checkpoint
+from sdzero.recipe_lora import LoraSettings
 from support import environment, micro_recipe, read_jsonl, sdzero, without_seconds
 from zero_work import and_lets_go, best_model, fails_on, in_chunks, with_zero
 
@@ -210,6 +211,21 @@ def test_a_checkpoint_is_gone_on_with_as_it_was_written(tmp_path: Path) -> None:
         found = in_ranks(work, tmp_path / folder)
         assert all(isinstance(own, UserError | SystemExit) for own in found)
         assert any(message in str(own) for own in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": torch.float64}, "these are float64"),
+        ({"optimizer": "adamw_8bit"}, "adamw_8bit is not supported"),
+        ({"lora": LoraSettings(rank=4, alpha=8)}, "adapters are not trained"),
+    ],
+    ids=["float64", "8 bits", "adapters"],
+)
+def test_what_zero_cannot_train_is_refused(tmp_path: Path, changes: Found, message: str) -> None:
+    found = in_ranks(partial(with_zero, 2, partial(phase_2, **changes)), tmp_path / "run")
+    assert all(isinstance(own, UserError | SystemExit) for own in found)
+    assert any(message in str(own) for own in found)
 
 
 def test_a_whole_run_of_two_processes(micro_run: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class TrainsWithZero(Trainer):
                 "model.dtype",
                 "set it to float32 or bfloat16",
             )
-        if "8bit" in str(self.args.optim):
+        if "8bit" in str(self.args.optim).lower():
             raise UserError(
                 "adamw_8bit is not supported with DeepSpeed, which shards the optimizer's state",
                 "optimizer",
