@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.training_args import OptimizerNames
 
 from sdzero import ranks, zero
 from sdzero.adapters import has_adapter
@@ -52,7 +53,7 @@ class TrainsWithZero(Trainer):
                 "model.dtype",
                 "set it to float32 or bfloat16",
             )
-        if "8bit" in str(self.args.optim).lower():
+        if "8bit" in OptimizerNames(self.args.optim).value:
             raise UserError(
                 "adamw_8bit is not supported with DeepSpeed, which shards the optimizer's state",
                 "optimizer",
