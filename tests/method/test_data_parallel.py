@@ -70,8 +70,8 @@ def test_more_processes_are_one_too(tmp_path: Path, processes: int) -> None:
     ("setting", "limit"),
     [
         (without_fsdp, None),
-        (without_fsdp, 90),
-        pytest.param(with_fsdp, 90, marks=pytest.mark.slow),
+        (without_fsdp, 30),
+        pytest.param(with_fsdp, 30, marks=pytest.mark.slow),
     ],
     ids=["ddp", "ddp in parts", "fsdp2 in parts"],
 )

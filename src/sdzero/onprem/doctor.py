@@ -20,6 +20,7 @@ from sdzero.onprem.findings import WARNING, Check, Finding, Subject
 from sdzero.onprem.gpu import gpu
 from sdzero.onprem.model_checks import model, tokenizer
 from sdzero.onprem.offline import offline
+from sdzero.onprem.plan_check import planned_memory
 from sdzero.onprem.room import room
 from sdzero.onprem.self_test import self_test
 from sdzero.onprem.tested import judge
@@ -220,6 +221,7 @@ CHECKS: tuple[Check, ...] = (
     model,
     tokenizer,
     room,
+    planned_memory,
     offline,
     energy,
     self_test,
