@@ -51,11 +51,11 @@ def die_in_a_checkpoint(bench: Bench, step: int) -> None:
     """After the responses ahead are kept, and before the checkpoint is whole."""
     save = bench.trainer.teacher.save
 
-    def dying(folder: Path) -> None:
+    def dying(folder: Path, **how: Any) -> None:
         assert rows_exist(bench.run.root, step)  # finished before anything of the checkpoint counts
         if folder.name == f"checkpoint-{step}":
             raise Killed
-        save(folder)
+        save(folder, **how)
 
     bench.trainer.teacher.save = dying
 
