@@ -227,6 +227,7 @@ def small_recipe(recipe: Recipe, folder: Path, data: dict[str, Any]) -> Recipe:
             "budget": BudgetSettings(),
             "evaluate": recipe.evaluate.model_copy(update=sampling | {"k": 1}),
             "suite": recipe.suite.model_copy(update={"name": None}),
+            "report_to": [],
         }
     )
 
@@ -290,6 +291,8 @@ def dry_run(
         report(f"  teacher placement {recipe.distill.teacher_placement} -> device")
     if recipe.suite.name is not None:
         report(f"  suite {recipe.suite.name} -> not scored")
+    if recipe.report_to:
+        report(f"  reports to {', '.join(recipe.report_to)} -> none")
 
     def ending(make: EngineMaker) -> EngineMaker:
         def made(model: PreTrainedModel, roles: Roles) -> RolloutEngine:

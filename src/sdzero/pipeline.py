@@ -49,6 +49,7 @@ from sdzero.run_dir import RunDir
 from sdzero.run_labels import hide_references, label_training_questions, note_true_rewards
 from sdzero.run_provenance import complete_record
 from sdzero.teacher_start import check_started, load_teacher
+from sdzero.tracking import open_trackers
 from sdzero.verify.code import check_languages
 from sdzero.verify.pool import pool_of
 
@@ -408,6 +409,7 @@ def open_run(
             open_engines(recipe, tokenizer, run.path("rollout"), report) as make_engine,
             pool_of(recipe.verifier, run.path("cache/verdicts.sqlite")) as pool,
             measuring(gpus_used(recipe)) as meter,
+            open_trackers(recipe, run.root) as trackers,
         ):
             pool.check_canaries()
             stages = Stages(
@@ -421,6 +423,7 @@ def open_run(
                 report=report,
                 progress=progress,
                 make_engine=wrap_engine(make_engine) if wrap_engine else make_engine,
+                trackers=trackers,
             )
             yield hide_references(stages) if recipe.labels.is_majority else stages
     finally:

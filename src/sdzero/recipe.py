@@ -270,7 +270,10 @@ class EvaluateSettings(SamplingSettings):
 
 
 class Recipe(Settings):
-    """All settings of one run. Unless `online` is set, nothing leaves the machine: see `sdzero.offline`."""
+    """All settings of one run. Unless `online` is set, nothing leaves the machine: see `sdzero.offline`.
+
+    `report_to` names experiment trackers that get the numbers of each step.
+    """
 
     name: str
     seed: int = 0
@@ -297,6 +300,7 @@ class Recipe(Settings):
     cost: CostSettings = CostSettings()
     evaluate: EvaluateSettings
     suite: SuiteSettings = SuiteSettings()
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:

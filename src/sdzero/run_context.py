@@ -36,6 +36,7 @@ from sdzero.run_dir import RunDir
 from sdzero.run_provenance import note_model
 from sdzero.sharded import whole_state
 from sdzero.step_log import StepLog
+from sdzero.tracking import Trackers
 
 Report = Callable[[str], None]
 
@@ -68,6 +69,7 @@ class RunContext:
     truth: Mapping[str, Question] = field(default_factory=dict)
     """In label-free mode, the training questions with their true answers, by id: for the report only."""
     label_stage: str = "labels"
+    trackers: Trackers = field(default_factory=Trackers)
     _checked: set[str] = field(default_factory=set)
     """Models of the run whose files were found to be as they were written."""
     provenance_parts: dict[str, Any] = field(default_factory=dict)
@@ -168,7 +170,7 @@ class RunContext:
             if last:
                 self.progress(f"{stage}/steps", step, last)
 
-        return log
+        return self.trackers.wrapped(stage, part, log)
 
     def train_on(self, name: str, stages: Sequence[Sequence[WeightedSequence]], settings: Any) -> None:
         """Train the base model on weighted sequences, stage by stage, and keep the model in `name`.

@@ -32,10 +32,10 @@ SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 MANIFEST_NAME, RECIPE_NAME = "manifest.json", "recipe.yaml"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "sdzero")
-MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "cost", "alarms", "suite", "online")
+MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "cost", "alarms", "suite", "online", "report_to")
 """Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
 the settings that they were made with; alarms stop a training or leave it as it is, and so does `online`;
-prices change nothing."""
+prices change nothing, trackers only look on."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()

@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from sdzero.errors import UserError
 
 LOCK_NAME = ".lock"
+TRIES, SECONDS_BETWEEN_TRIES = 3, 0.05
+"""Whoever only looks whether a run is at work (`sdzero watch`) has the lock for less than a moment."""
 
 _lock_descriptors: set[int] = set()
 
@@ -28,7 +31,7 @@ def take_lock(root: Path) -> int:
     """
     descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except BlockingIOError:
@@ -44,6 +47,18 @@ def take_lock(root: Path) -> int:
         raise
     _lock_descriptors.add(descriptor)
     return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Lock, or raise BlockingIOError if another process keeps the lock."""
+    for rest in reversed(range(TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not rest:
+                raise
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def release_lock(descriptor: int) -> None:

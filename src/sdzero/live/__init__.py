@@ -1,0 +1,1 @@
+"""A run while it goes on: read from its folder, shown on a terminal."""
