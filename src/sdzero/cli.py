@@ -1,13 +1,16 @@
 """The command `sdzero`. Heavy imports happen inside the commands, so that help and errors are quick."""
 
+import contextlib
 import functools
+import json
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -16,18 +19,20 @@ from rich.markup import escape
 from sdzero import launch, plan_commands, process_group, ranks, stopping
 from sdzero.bundle_commands import bundle_commands
 from sdzero.errors import UserError
+from sdzero.live.pace import Pace, duration
 from sdzero.network_guard import guarded as guarded_network
 from sdzero.offline import load_recipe
 from sdzero.recipe import Recipe
+from sdzero.usage import Commands, print_error
 
 if TYPE_CHECKING:
     from sdzero.pipeline import Stages
 
 app = typer.Typer(
+    cls=Commands,
     help="Post-train a language model with SD-Zero: binary rewards become dense token-level supervision.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 # Without a terminal rich assumes 80 columns, and would shorten the words of the table.
 console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -47,6 +52,12 @@ SignKey = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 NumProcesses = Annotated[int, typer.Option(help="Processes on this machine (docs/distributed.md).", min=1)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and all else on standard error.")
+]
+
+_json_output: list[TextIO] = []
+"""The standard output while JSON alone goes there; everything else that prints is led to standard error."""
 
 
 class Lines:
@@ -55,18 +66,56 @@ class Lines:
     def __init__(self) -> None:
         self._last_line = 0.0
         self._part = ""
-        self._started = time.monotonic()
+        self._pace = Pace()
 
     def __call__(self, part: str, done: int, total: int) -> None:
         if not ranks.is_first():
             return
         now = time.monotonic()
+        self._pace.note(part, done, total)
         if part != self._part:
-            self._part, self._started, self._last_line = part, now, now
+            self._part, self._last_line = part, now
         if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        console.print(f"  {part}: {done:,} of {total:,}", highlight=False, style="dim")
+        left = self._pace.seconds_left() if done < total else None
+        shown = "" if left is None else f", {duration(left)} left"
+        console.print(f"  {part}: {done:,} of {total:,}{shown}", highlight=False, style="dim")
+
+
+@contextlib.contextmanager
+def showing(folder: Path) -> Iterator[Callable[[str, int, int], None]]:
+    """How progress is shown of runs in the folder: a steady display on a terminal, lines elsewhere."""
+    if not console.is_terminal or console.is_dumb_terminal or console.quiet:
+        yield Lines()
+        return
+    from sdzero.live.display import LiveRun
+
+    with LiveRun(console, folder) as live:
+        yield live
+
+
+@contextlib.contextmanager
+def json_alone(wanted: bool) -> Iterator[None]:
+    """With `--json` nothing but `say_json` writes to standard output."""
+    if not wanted:
+        yield
+        return
+    _json_output.append(sys.stdout)
+    console.stderr = True
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        console.stderr = False
+        _json_output.pop()
+
+
+def say_json(value: Any, indent: int | None = 2) -> None:
+    """Write a value to standard output as JSON, of the first process."""
+    if ranks.is_first():
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        print(text, file=_json_output[-1] if _json_output else sys.stdout, flush=True)
 
 
 def report(text: str) -> None:
@@ -85,11 +134,11 @@ def advice(error: Exception) -> str:
     return "run again with --debug for the traceback; what was finished is kept"
 
 
-def guarded(command: Callable[[], None], debug: bool) -> None:
+def guarded(command: Callable[[], None], debug: bool, as_json: bool = False) -> None:
     """Run a command, in each of a run's processes; a user's error is printed without a traceback and ends
     with status 1."""
     try:
-        with process_group.joined():
+        with json_alone(as_json), process_group.joined():
             console.quiet = not ranks.is_first()
             command()
     except process_group.PeerError as error:
@@ -98,23 +147,18 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(1) from None
     except stopping.Stopped as asked:
         if not console.quiet:  # the first process
-            typer.echo(f"stopped by {asked}; what was finished is kept")
-            typer.echo(f"resume with: sdzero {shlex.join(sys.argv[1:])}")
+            typer.echo(f"stopped by {asked}; what was finished is kept", err=as_json)
+            typer.echo(f"resume with: sdzero {shlex.join(sys.argv[1:])}", err=as_json)
         raise typer.Exit(0) from None
     except UserError as error:
         if debug:
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(1) from None
     except Exception as error:  # the last resort: the user gets a sentence, --debug the traceback
         if debug:
             raise
-        name = type(error).__name__
-        Console(stderr=True).print(
-            f"[red]error:[/red] {escape(f'{name}: {error}')}\n  to do: {escape(advice(error))}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_error(f"{type(error).__name__}: {error}\n  to do: {advice(error)}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: run the same command again to go on from here")
@@ -131,12 +175,15 @@ def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> 
     """Open the run and work on its stages."""
     from sdzero.pipeline import open_run
 
-    with open_run(recipe, folder, report, Lines()) as stages:
+    with showing(folder) as progress, open_run(recipe, folder, report, progress) as stages:
         return work(stages)
 
 
-def print_results(results: dict[str, Any], folder: Path) -> None:
-    """The table, the differences, and where the figures are stored."""
+def print_results(results: dict[str, Any], folder: Path, as_json: bool = False) -> None:
+    """The table, the differences, and where the figures are stored; or the results as JSON."""
+    if as_json:
+        say_json(results)
+        return
     from sdzero.results import difference_lines, results_table, seeds_table
 
     table = seeds_table(results) if "seeds" in results else results_table(results)
@@ -146,9 +193,9 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     report(f"results: {folder / 'results.json'}")
 
 
-def print_suite_of(recipe: Recipe, folder: Path) -> None:
-    """The table of the suite that the recipe names, if it does."""
-    if recipe.suite.name is not None:
+def print_suite_of(recipe: Recipe, folder: Path, as_json: bool = False) -> None:
+    """The table of the suite that the recipe names, if it does; as JSON it is left to its file."""
+    if recipe.suite.name is not None and not as_json:
         from sdzero.evaluate.suite_table import print_suite
         from sdzero.run_dir import RunDir
 
@@ -166,6 +213,7 @@ def run(
         bool, typer.Option("--dry-run", help="One step of each stage with a small random model.")
     ] = False,
     num_processes: NumProcesses = 1,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run all stages: collect, srt, distill, the RFT control, evaluate. Safe to repeat: it resumes.
@@ -179,12 +227,16 @@ def run(
         if dry_run:
             from sdzero.dry_run import dry_run as try_out
 
-            try_out(settings, output or Path("runs") / f"{settings.name}-dry-run", report, Lines())
+            tried = output or Path("runs") / f"{settings.name}-dry-run"
+            with showing(tried / "run") as progress:
+                results = try_out(settings, tried, report, progress)
+            if as_json:
+                say_json(results)
             return
         folder = output or Path("runs") / settings.name
         if seeds == 1:
-            print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder)
-            print_suite_of(settings, folder)
+            print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder, as_json)
+            print_suite_of(settings, folder, as_json)
             return
         from sdzero.compare_methods import with_seed
         from sdzero.results import over_seeds
@@ -196,14 +248,15 @@ def run(
             own = on_stages(
                 with_seed(settings, seed), folder / f"seed-{seed}", lambda stages: stages.run_all()
             )
-            print_results(own, folder / f"seed-{seed}")
-            print_suite_of(settings, folder / f"seed-{seed}")
+            if not as_json:
+                print_results(own, folder / f"seed-{seed}")
+                print_suite_of(settings, folder / f"seed-{seed}")
             every.append(own)
         summary = over_seeds(every)
         RunDir.unlocked(folder).write_json("results.json", summary)
-        print_results(summary, folder)
+        print_results(summary, folder, as_json)
 
-    guarded(work, debug)
+    guarded(work, debug, as_json)
 
 
 @app.command()
@@ -214,7 +267,10 @@ def collect(
     round_: Annotated[int, typer.Option("--round", help="Which round of collection.", min=1)] = 1,
     debug: Debug = False,
 ) -> None:
-    """Phase 1a: sample initial responses, grade them, sample revisions, keep the verified traces."""
+    """Phase 1a: sample initial responses, grade them, sample revisions, keep the verified traces.
+
+    Example: sdzero collect recipes/demo.yaml --output runs/demo
+    """
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
@@ -233,7 +289,10 @@ def srt(
     round_: Annotated[int, typer.Option("--round", help="Up to which round of collection.", min=1)] = 1,
     debug: Debug = False,
 ) -> None:
-    """Phase 1b: train the base model on the traces that `sdzero collect` left in the run's folder."""
+    """Phase 1b: train the base model on the traces that `sdzero collect` left in the run's folder.
+
+    Example: sdzero srt recipes/demo.yaml --output runs/demo
+    """
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
@@ -248,7 +307,10 @@ def srt(
 def distill(
     recipe: RecipeArgument, overrides: Overrides = None, output: Output = None, debug: Debug = False
 ) -> None:
-    """Phase 2: distill the Reviser into the Generator, from the run's SRT model or `srt.checkpoint`."""
+    """Phase 2: distill the Reviser into the Generator, from the run's SRT model or `srt.checkpoint`.
+
+    Example: sdzero distill recipes/demo.yaml --output runs/demo
+    """
 
     def work() -> None:
         settings = load_recipe(recipe, overrides or [])
@@ -289,6 +351,7 @@ def evaluate(
             help="A task of lm-evaluation-harness (YAML), or a folder of tasks.", show_default=False
         ),
     ] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Score the run's models, or one model folder, on the test questions, on a suite of benchmarks, or on
@@ -312,11 +375,17 @@ def evaluate(
             if audit is not None:
                 raise UserError("an audit is of test questions", "--audit", "leave it out with --suite")
             scores = on_stages(settings, folder, lambda stages: stages.suite(suite, model, name, suite_data))
-            print_suite(scores, folder, console)
+            if as_json:
+                say_json(scores)
+            else:
+                print_suite(scores, folder, console)
             return
         if lm_eval is not None:
             tasks = lm_eval
             scored_by_it = on_stages(settings, folder, lambda stages: stages.harness(tasks, model, name))
+            if as_json:
+                say_json(scored_by_it)
+                return
             for one, results in scored_by_it.items():
                 for task, metrics in results.items():
                     shown = ", ".join(f"{key} {v:.4g}" for key, v in metrics.items() if isinstance(v, float))
@@ -334,8 +403,8 @@ def evaluate(
             return found
 
         found = on_stages(settings, folder, scored)
-        if model is None:
-            print_results(found, folder)
+        if model is None or as_json:
+            print_results(found, folder, as_json)
             return
         score = found["evaluation"]
         report(
@@ -343,7 +412,7 @@ def evaluate(
             f" {score['pass_at_k']:.1%}, {score['mean_tokens']:.1f} tokens, {score['questions']} questions"
         )
 
-    guarded(work, debug)
+    guarded(work, debug, as_json)
 
 
 @app.command()
@@ -390,6 +459,7 @@ def compare(
     ] = "base,sft,rft,grpo,sdft,srt,sdzero",
     seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 5,
     num_processes: NumProcesses = 1,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """SD-Zero against the baselines: same questions, one budget, a learning-rate search each, statistics.
@@ -406,13 +476,17 @@ def compare(
 
         folder = output or Path("runs") / f"{settings.name}-compare"
         named = parse_methods([name.strip() for name in methods.split(",") if name.strip()])
-        results = run_compare(settings, folder, named, seeds, report, Lines())
+        with showing(folder) as progress:
+            results = run_compare(settings, folder, named, seeds, report, progress)
+        if as_json:
+            say_json(results)
+            return
         console.print(compare_table(results))
         for line in notes(results):
             report(line)
         report(f"results: {folder / 'compare.json'}")
 
-    guarded(work, debug)
+    guarded(work, debug, as_json)
 
 
 @app.command()
@@ -428,6 +502,7 @@ def study(
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from the recipe's on.", min=1)] = 3,
     num_processes: NumProcesses = 1,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """One of the paper's studies, beside the runs of a comparison in the same folder.
@@ -448,6 +523,9 @@ def study(
         )
 
         if name == "list":
+            if as_json:
+                say_json({one.name: one.asks for one in STUDIES.values()})
+                return
             for one in STUDIES.values():
                 report(f"{one.name}: {one.asks}")
             return
@@ -456,29 +534,40 @@ def study(
             raise UserError("a study needs a recipe", "RECIPE", f"sdzero study {name} recipes/demo.yaml")
         settings = load_recipe(recipe, overrides or [])
         folder = output or Path("runs") / f"{settings.name}-compare"
-        results = run_study(settings, folder, wanted, seeds, report, Lines())
+        with showing(folder) as progress:
+            results = run_study(settings, folder, wanted, seeds, report, progress)
+        if as_json:
+            say_json(results)
+            return
         console.print(study_table(results))
         for line in (study_notes(results), *measured_lines(results), paper_line(results)):
             report(line)
         report(f"results: {folder / f'study-{name}.json'}")
 
-    guarded(work, debug)
+    guarded(work, debug, as_json)
 
 
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many examples of each kind.", min=1)] = 2,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Print token sequences with their loss masks: what SRT trains on, what phase 2 aligns."""
+    """Print token sequences with their loss masks: what SRT trains on, what phase 2 aligns.
+
+    Example: sdzero inspect runs/demo --count 1
+    """
 
     def work() -> None:
-        from sdzero.inspection import inspect_run
+        from sdzero.inspection import inspect_run, sequences_as_json
 
-        inspect_run(folder, count, console)
+        if as_json:
+            say_json(sequences_as_json(folder, count))
+        else:
+            inspect_run(folder, count, console)
 
-    guarded(work, debug)
+    guarded(work, debug, as_json)
 
 
 @app.command()
@@ -497,7 +586,9 @@ def doctor(
     """Check this machine: versions, the sandbox, attacks on it; with a recipe its data, verifier and model,
     room on disk and in memory, what would go online, and a self-test of the divergence on the model itself.
 
-    Ends with status 1 if anything did not hold. Example: sdzero doctor recipes/demo.yaml
+    Ends with status 1 if anything did not hold.
+
+    Example: sdzero doctor recipes/demo.yaml
     """
     held = True
 
@@ -533,7 +624,9 @@ def provenance(
 ) -> None:
     """Compare a model folder with its record, provenance.json: every file, the recipe, the signature.
 
-    Ends with status 1 if anything is not as the record says. Example: sdzero provenance models/demo
+    Ends with status 1 if anything is not as the record says.
+
+    Example: sdzero provenance models/demo
     """
     held = True
 
@@ -577,6 +670,123 @@ def told(command: Callable[..., Any]) -> Callable[..., None]:
 
 app.command()(told(plan_commands.plan))
 app.command()(told(plan_commands.bench))
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or one with several runs.")],
+    once: Annotated[bool, typer.Option("--once", help="Print the state of now, and end.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show a run that goes on elsewhere: its stage, speed, reward, length, divergence, and the time left.
+
+    It reads the run's folder only, and ends when the run ends.
+
+    Example: sdzero watch runs/demo
+    """
+
+    def work() -> None:
+        from sdzero.live.watch import watch as watch_run
+
+        def write(line: str) -> None:
+            print(line, file=_json_output[-1] if as_json else sys.stdout, flush=True)
+
+        watch_run(folder, console, once=once, as_json=as_json, every=every, write=write)
+
+    guarded(work, debug, as_json)
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option(help="The model's folder.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Questions: JSONL, CSV or parquet.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write, a new file.")] = Path(
+        "recipe.yaml"
+    ),
+    question_field: Annotated[
+        str | None, typer.Option(help="The column of questions, in place of a guess.", show_default=False)
+    ] = None,
+    answer_field: Annotated[
+        str | None, typer.Option(help="The column of answers, in place of a guess.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a model and at data, and write a first recipe for them, with the reasons in it.
+
+    Example: sdzero init --model models/qwen3-4b --data questions.jsonl --output recipe.yaml
+    """
+
+    def work() -> None:
+        from sdzero.first_recipe.write import write_first_recipe
+
+        written = write_first_recipe(model, data, output, question_field, answer_field)
+        if as_json:
+            say_json({"recipe": str(written.file), "seen": written.seen, "check": written.check})
+            return
+        for line in written.seen:
+            report(line)
+        report("please check:")
+        for line in written.check:
+            report(f"  {line}")
+        report(f"recipe: {output}")
+        report(f"next: sdzero doctor {output}; sdzero run {output} --dry-run; sdzero run {output}")
+
+    guarded(work, debug, as_json)
+
+
+@app.command()
+def revise(
+    model: Annotated[str, typer.Argument(help="A model's folder, or `tiny`.", show_default=False)],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Phrases, chat, verifier and data of this recipe.", show_default=False),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="A question of your own.", show_default=False)] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="The reference answer of --question.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Questions from a JSONL file.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many questions of the data.", min=1)] = 3,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The longest response, in tokens.", min=1, show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the responses.")] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Have a model answer, grade the answer, and have it revise after the control phrase; print all of it.
+
+    Without a reference there is no verdict, and both control phrases are tried. With --recipe alone the
+    questions are the first of its test set. As JSON it is one line a question.
+
+    Example: sdzero revise tiny --question "What is 2 + 3?" --answer 5
+    """
+
+    def work() -> None:
+        from sdzero.revise_command import revise_and_show
+
+        with tempfile.TemporaryDirectory() as folder:
+            revise_and_show(
+                model,
+                recipe,
+                question=question,
+                answer=answer,
+                data=data,
+                count=count,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                folder=Path(folder),
+                report=report,
+                console=console,
+                as_line=(lambda value: say_json(value, indent=None)) if as_json else None,
+            )
+
+    guarded(work, debug, as_json)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Show what is trained on: token sequences, their loss masks, and the alignment of phase 2."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -55,8 +57,46 @@ def print_pair(pair: DistillationPair, tokenizer: PreTrainedTokenizerBase, conso
         console.print(masked_text(ids, weights, tokenizer))
 
 
+@dataclass(frozen=True)
+class Example:
+    """A sequence that a run trains on, or the two of phase 2, and where it comes from."""
+
+    stage: str
+    reward: int
+    sequence: WeightedSequence | DistillationPair
+
+
 def inspect_run(folder: Path, count: int, console: Console) -> None:
     """Print examples of every kind that the run has. Raises UserError if the folder is not a run."""
+    tokenizer, examples = _examples(folder, count)
+    for example in examples:
+        console.print(f"[bold]{example.stage}, r = {example.reward}[/bold]", highlight=False)
+        if isinstance(example.sequence, WeightedSequence):
+            print_sequence(example.sequence, tokenizer, console)
+        else:
+            print_pair(example.sequence, tokenizer, console)
+
+
+def sequences_as_json(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The same examples as JSON-like values: every field of the sequence, and its text."""
+    tokenizer, examples = _examples(folder, count)
+    found = []
+    for example in examples:
+        own = example.sequence
+        ids = own.token_ids if isinstance(own, WeightedSequence) else own.teacher_ids
+        found.append(
+            {
+                "stage": example.stage,
+                "reward": example.reward,
+                "text": str(tokenizer.decode(list(ids))),
+                **asdict(own),
+            }
+        )
+    return found
+
+
+def _examples(folder: Path, count: int) -> tuple[PreTrainedTokenizerBase, list[Example]]:
+    """Examples of every kind. Raises UserError if the folder is not a run, or has none yet."""
     if not (folder / "recipe.yaml").is_file():
         raise UserError(
             "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
@@ -70,20 +110,15 @@ def inspect_run(folder: Path, count: int, console: Console) -> None:
             found = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)
             questions = {question.id: question for question in found}
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
-    shown = False
+    examples: list[Example] = []
     for traces_file in sorted(folder.glob("collect/round-*/traces.jsonl")):
         rows = run.read_jsonl(str(traces_file.relative_to(folder)))
         traces = [RevisionTrace.from_json(row) for row in rows]
         for reward in (0, 1):
             chosen = [trace for trace in traces if trace.reward == reward][:count]
             for stage, sequences in enumerate(srt_rows(chosen, roles, recipe.srt) if chosen else []):
-                for sequence in sequences:
-                    console.print(
-                        f"[bold]{traces_file.parent.name}, SRT stage {stage + 1}, r = {reward}[/bold]",
-                        highlight=False,
-                    )
-                    print_sequence(sequence, tokenizer, console)
-                    shown = True
+                name = f"{traces_file.parent.name}, SRT stage {stage + 1}"
+                examples += [Example(name, reward, sequence) for sequence in sequences]
     for rollouts_file in sorted(folder.glob("distill/rollouts/*.jsonl"))[:1]:
         for row in run.read_jsonl(str(rollouts_file.relative_to(folder)))[:count]:
             prompt = roles.generator_prompt(questions[row["question"]])
@@ -91,8 +126,7 @@ def inspect_run(folder: Path, count: int, console: Console) -> None:
             pair = roles.distillation_pair(
                 prompt, row["token_ids"], phrase_reward(reward, recipe.distill.phrase_for_reward)
             )
-            console.print(f"[bold]phase 2, {rollouts_file.stem}, r = {reward}[/bold]", highlight=False)
-            print_pair(pair, tokenizer, console)
-            shown = True
-    if not shown:
+            examples.append(Example(f"phase 2, {rollouts_file.stem}", reward, pair))
+    if not examples:
         raise UserError("the run has no traces or rollouts yet", str(folder), "run `sdzero collect` first")
+    return tokenizer, examples

@@ -150,12 +150,16 @@ class VerifierSettings(Settings):
 
     `workers` processes grade at the same time; `auto` is one for each core that this process may use.
     `timeout_seconds` is for one response: with `code`, for all of its tests. `sandbox` goes with `code`.
+    `threshold` and `completions` are for a reward function as TRL's trainers take them: from which value on
+    the reward is 1, and whether it is given texts or chat messages.
     """
 
     name: str = "math"
     workers: int | Literal["auto"] = 2
     timeout_seconds: float = Field(default=5.0, gt=0)
     sandbox: SandboxSettings = SandboxSettings()
+    threshold: float | None = None
+    completions: Literal["text", "messages"] = "text"
 
     @field_validator("workers")
     @classmethod
@@ -173,6 +177,8 @@ class VerifierSettings(Settings):
             )
         if self.name != "code" and self.sandbox != SandboxSettings():
             raise ValueError("`sandbox` goes with the verifier `code`")
+        if ":" not in self.name and (self.threshold is not None or self.completions != "text"):
+            raise ValueError("`threshold` and `completions` go with a reward function, `module:function`")
         return self
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from sdzero.engines import open_engines
@@ -183,7 +182,7 @@ def revise(
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     model: PreTrainedModel = load_model(recipe.model.path, recipe.model)
     has_reference = any(question.answer for question in questions)
-    with open_engines(recipe, tokenizer, folder, report) as make_engine, torch.inference_mode():
+    with open_engines(recipe, tokenizer, folder, report) as make_engine:
         engine = make_engine(model, roles)
         if not has_reference:
             yield from _in_batches(Reviser(engine, roles, recipe, None), questions, seed, recipe, progress)

@@ -50,7 +50,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             name = stage if part == 0 else f"{stage}-part-{part}"
-            writer = SummaryWriter(str(self._folder / name), purge_step=step)  # type: ignore[no-untyped-call]
+            writer = SummaryWriter(str(self._folder / name), purge_step=step)
             self._writers[stage, part] = writer
         for key, value in values.items():
             writer.add_scalar(key, value, step)

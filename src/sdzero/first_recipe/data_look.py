@@ -68,7 +68,9 @@ def look_at_data(path: str, question: str | None = None, answer: str | None = No
     fields = guess_fields(rows, str(file), question, answer)
     counted = _count(rows, fields, str(file))
     remarks = [
-        f"other columns that may be the {key}: {', '.join(names)}" for key, names in fields.others.items() if names
+        f"other columns that may be the {key}: {', '.join(names)}"
+        for key, names in fields.others.items()
+        if names
     ]
     programs = sum(_is_program(row.get("program")) for row in rows)
     source = SOURCES[format_of(file)]
@@ -85,7 +87,7 @@ def look_at_data(path: str, question: str | None = None, answer: str | None = No
 
 
 def _count(rows: Sequence[dict[str, Any]], fields: Fields, where: str) -> dict[str, Any]:
-    """Distinct questions, duplicates with the same answer, questions with two answers, rows without an answer.
+    """Distinct questions, duplicates with the same answer, questions with two answers, empty rows.
 
     Raises UserError for what a run would refuse: a question that is no text, an answer that is no word.
     """
@@ -132,7 +134,8 @@ def _graded_by_math(rows: Sequence[dict[str, Any]], fields: Fields, where: str) 
     worked = sum(WORKED_MARK in answer for answer in tried)
     if worked >= ENOUGH_GRADED * len(tried):
         raise UserError(
-            f"the answers in column `{fields.answer}` are worked solutions that end in `{WORKED_MARK} ANSWER`",
+            f"the answers in column `{fields.answer}` are worked solutions that end in"
+            f" `{WORKED_MARK} ANSWER`",
             where,
             f"make a column with what stands behind `{WORKED_MARK}`, and pass --answer-field with its name",
         )
@@ -142,8 +145,8 @@ def _graded_by_math(rows: Sequence[dict[str, Any]], fields: Fields, where: str) 
     right = sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts)
     if right < ENOUGH_GRADED * len(tried):
         raise UserError(
-            f"the verifier `math` reads {right} of {len(tried)} answers of column `{fields.answer}`, and there"
-            " are no tests or puzzles that another one could use",
+            f"the verifier `math` reads {right} of {len(tried)} answers of column `{fields.answer}`, and"
+            " there are no tests or puzzles that another one could use",
             where,
             "name the column of short final answers with --answer-field, or write a verifier of your own"
             " (docs/verifiers.md)",
@@ -179,15 +182,13 @@ def _puzzles(path: str, rows: Sequence[dict[str, Any]], tasks: tuple[str, ...]) 
         tasks=tasks,
         duplicates=len(rows) - len(texts),
         remarks=(
-            "the puzzles are made anew by reasoning-gym, with its own settings of each task; the file itself is"
-            " not read by the run",
+            "the puzzles are made anew by reasoning-gym, with its own settings of each task; the file itself"
+            " is not read by the run",
         ),
     )
 
 
-def _code_data_set(
-    path: str, source: str, rows: Sequence[dict[str, Any]], signs: Sequence[str]
-) -> DataLook:
+def _code_data_set(path: str, source: str, rows: Sequence[dict[str, Any]], signs: Sequence[str]) -> DataLook:
     from sdzero.questions.sources import load_questions
     from sdzero.recipe import DataSettings
 

@@ -100,7 +100,9 @@ def guess_fields(
     answered = _chosen("answer", answer, ANSWER_NAMES, words, columns, where, evidence, others, longest=False)
     taken = {asked.name, answered.name}
     ids = (c for c in _named(ID_NAMES, columns.values()) if c.words == c.rows == c.distinct)
-    kinds = (c for c in _named(KIND_NAMES, columns.values()) if c.words == c.rows and c.distinct <= MOST_KINDS)
+    kinds = (
+        c for c in _named(KIND_NAMES, columns.values()) if c.words == c.rows and c.distinct <= MOST_KINDS
+    )
     solutions = (c for c in _named(SOLUTION_NAMES, columns.values()) if c.texts == c.words and c.texts)
     found: dict[str, str | None] = {}
     for key, candidates in (("id", ids), ("kind", kinds), ("solution", solutions)):

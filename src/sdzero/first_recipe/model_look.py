@@ -204,7 +204,9 @@ def weights_of(folder: Path) -> tuple[int, str]:
                     raise ValueError("its header is too long")
                 header = json.loads(opened.read(length))
         except (struct.error, ValueError) as error:
-            raise UserError(f"the weights cannot be read: {error}", str(file), "copy the file again") from None
+            raise UserError(
+                f"the weights cannot be read: {error}", str(file), "copy the file again"
+            ) from None
         for name, tensor in header.items():
             if name != "__metadata__":
                 types[tensor["dtype"]] += prod(tensor["shape"])

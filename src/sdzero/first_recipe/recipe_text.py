@@ -49,7 +49,7 @@ class Sizes:
 
 
 def chat_of(model: ModelLook, data: DataLook) -> ChatSettings:
-    """The instruction that the verifier needs, unless questions have it; thinking off where that is possible."""
+    """The instruction that the verifier needs, unless questions have it; thinking off where possible."""
     has_box = sum("\\boxed" in text for text in data.questions) > len(data.questions) / 2
     arguments = {}
     if model.thinking.is_on and model.thinking.switch is not None:
@@ -100,8 +100,8 @@ def recipe_text(model: ModelLook, data: DataLook) -> str:
     dtype = "bfloat16" if model.dtype in ("BF16", "F16") else "float32"
     head = [
         f"# A first recipe for {model.path} on {data.path}, made by `sdzero init`.",
-        "# Each value has its reason beside it. Read it, then: sdzero doctor FILE; sdzero run FILE --dry-run;",
-        "# sdzero run FILE. All keys and defaults are in docs/recipes.md.",
+        "# Each value has its reason beside it. Read it, then: sdzero doctor FILE; sdzero run FILE",
+        "# --dry-run; sdzero run FILE. All keys and defaults are in docs/recipes.md.",
         f"name: {_scalar(recipe_name(model, data))}",
         "seed: 0",
         "",
@@ -193,7 +193,7 @@ def _data_lines(data: DataLook, sizes: Sizes) -> list[str]:
             " two answers"
         )
     lines += [
-        f"  n1: {sizes.n1} # of {len(data.questions):,} distinct questions; n1 to n2 is 2 to 3 as in the paper",
+        f"  n1: {sizes.n1} # of {len(data.questions):,} distinct questions; n1 : n2 is 2 : 3 as in the paper",
         f"  n2: {sizes.n2}",
         f"  tuning: {sizes.tuning} # choices are made on these, never on the test set",
         f"  test: {sizes.test}",

@@ -53,8 +53,8 @@ def _seen(model: ModelLook, data: DataLook) -> list[str]:
     lines = [
         f"model: {model.architecture}, {model.size}, {model.dtype}, {context}",
         f"thinking: {model.thinking.kind}" + "".join(f"; {sign}" for sign in model.thinking.seen),
-        f"data: {data.rows:,} rows, {len(data.questions):,} distinct questions, {data.duplicates:,} duplicates,"
-        f" {data.conflicts:,} with two answers, {data.empty:,} rows that cannot be used",
+        f"data: {data.rows:,} rows, {len(data.questions):,} distinct questions, {data.duplicates:,}"
+        f" duplicates, {data.conflicts:,} with two answers, {data.empty:,} rows that cannot be used",
     ]
     if data.fields is not None:
         lines += [f"{key}: {evidence}" for key, evidence in data.fields.evidence.items()]

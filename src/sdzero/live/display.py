@@ -13,28 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sdzero.errors import UserError
+from sdzero.live.pace import UNKNOWN, Pace, duration
 from sdzero.live.view import RunReader, RunView, StageState, find_run
 
 BARS = " ▁▂▃▄▅▆▇█"
-UNKNOWN = "-"
 STATE_STYLES = {"running": "green", "finished": "bold green", "stopped": "yellow"}
 STAGE_STYLES = {"done": "green", "now": "bold", "waiting": "dim"}
 REFRESHES_PER_SECOND = 2.0
 SECONDS_BETWEEN_LOOKS = 1.0
-
-
-def duration(seconds: float | None) -> str:
-    """A time for people: `45 s`, `12 min 05 s`, `3 h 20 min`, `2 d 04 h`."""
-    if seconds is None:
-        return UNKNOWN
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
 
 
 def curve(values: tuple[float, ...]) -> str:
@@ -136,8 +122,7 @@ class LiveRun:
         self._reader: RunReader | None = None
         self._view: RenderableType = Text("starting")
         self._last_look = float("-inf")
-        self._part, self._done, self._total = "", 0, 0
-        self._first: tuple[float, int] = (0.0, 0)
+        self._pace = Pace()
         self._live = Live(
             console=console,
             get_renderable=self._renderable,
@@ -155,18 +140,8 @@ class LiveRun:
         self._live.stop()
 
     def __call__(self, part: str, done: int, total: int) -> None:
-        """Take note of progress. The time left is counted from the first note of a part: what was found
-        finished when a run was resumed took no time."""
-        if part != self._part:
-            self._first = (time.monotonic(), done)
-        self._part, self._done, self._total = part, done, total
-
-    def seconds_left(self) -> float | None:
-        """Of the part that was noted last, from its speed since its first note."""
-        started, first = self._first
-        if self._done <= first:
-            return None
-        return (time.monotonic() - started) / (self._done - first) * (self._total - self._done)
+        """Take note of progress."""
+        self._pace.note(part, done, total)
 
     def _renderable(self) -> RenderableType:
         now = time.monotonic()
@@ -185,16 +160,16 @@ class LiveRun:
         return render(self._with_notes(self._reader.look()))
 
     def _with_notes(self, view: RunView) -> RunView:
-        if not self._part:
+        pace = self._pace
+        if not pace.part:
             return view
-        unit = "steps" if self._part.endswith("/steps") else "responses"
-        left = self.seconds_left()
+        left = pace.seconds_left()
         return replace(
             view,
-            part=self._part,
-            done=self._done,
-            total=self._total,
+            part=pace.part,
+            done=pace.done,
+            total=pace.total,
             at_most=False,
-            unit=unit,
+            unit="steps" if pace.part.endswith("/steps") else "responses",
             seconds_left=view.seconds_left if left is None else left,
         )

@@ -227,9 +227,7 @@ class RunReader:
         part = self._last_part if _stage_of(self._last_part) == stage else stage
         return part, sampled.get(part, 0), work_of(self.recipe, part, sampled)
 
-    def _seconds_left(
-        self, part: str, done: int, work: Work | None, log: "_StepTail | None"
-    ) -> float | None:
+    def _seconds_left(self, part: str, done: int, work: Work | None, log: "_StepTail | None") -> float | None:
         if work is None or not work.total:
             return None
         left = max(work.total - done, 0)

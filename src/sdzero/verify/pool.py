@@ -123,6 +123,10 @@ def pool_of(settings: VerifierSettings, cache: Path | None = None) -> "VerifierP
         options = {"sandbox": settings.sandbox.model_dump(mode="json")}
         if cache is not None:
             options["cache"] = str(cache)
+    if settings.threshold is not None:
+        options["threshold"] = settings.threshold
+    if settings.completions != "text":
+        options["completions"] = settings.completions
     return VerifierPool(settings.name, workers, settings.timeout_seconds, options)
 
 

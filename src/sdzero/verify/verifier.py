@@ -71,8 +71,10 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
     """The verifier of a name: `math`, `puzzle`, `code`, or `package.module:factory`.
 
     The factory is called without arguments and returns a Verifier; a plain function of
-    (question, response) stands for a verifier without canaries. Raises UserError for a name that
-    leads to neither. `options` are for `code`: `sandbox`, settings as JSON, and `cache`, a file's path.
+    (question, response), or a reward function `(completions, **columns)` as TRL's trainers take them, stands
+    for a verifier without canaries. Raises UserError for a name that leads to none of these. `options` are
+    for `code`: `sandbox`, settings as JSON, and `cache`, a file's path; and for a reward function:
+    `threshold` and `completions`.
     """
     if name == "math":
         from sdzero.verify.math import MathVerifier
@@ -101,7 +103,7 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
             if nearest
             else f"use {', '.join(BUILT_IN)}, or package.module:factory",
         )
-    return _from_factory(name, _find(name, module_name, attribute))
+    return _from_factory(name, _find(name, module_name, attribute), options or {})
 
 
 def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
@@ -127,14 +129,25 @@ def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _from_factory(name: str, found: Callable[..., Any]) -> Verifier:
+def _from_factory(name: str, found: Callable[..., Any], options: Mapping[str, Any]) -> Verifier:
+    from sdzero.verify.reward_function import RewardFunctionVerifier, is_reward_function
+
+    if is_reward_function(found):
+        return RewardFunctionVerifier(name, found, **options)
+    if options:
+        raise UserError(
+            f"`{name}` is no reward function: {', '.join(options)} cannot be set for it",
+            where="verifier",
+            todo="take them out; a reward function takes `completions` by name",
+        )
     signature = inspect.signature(found)
     if not _takes(signature, 0):
         if inspect.isclass(found) or not _takes(signature, 2):
             raise UserError(
                 f"`{name}` takes {signature}",
                 where="verifier.name",
-                todo="it must take no arguments and return a verifier, or take (question, response)",
+                todo="it must take no arguments and return a verifier, or take (question, response), or"
+                " (completions, **columns) as TRL's reward functions do",
             )
         return FunctionVerifier(name, found)
     try:
