@@ -47,13 +47,18 @@ def stage_line(stages: tuple[StageState, ...]) -> Text:
 
 
 def measures(view: RunView) -> str:
-    """Reward, length, divergence and loss of the last steps."""
-    named = {"divergence_r0": "after wrong", "divergence_r1": "after right"}
-    divergence = ", ".join(f"{named[key]} {value:.4f}" for key, value in view.divergence.items())
+    """Reward, length and loss of the last steps."""
     return (
         f"reward {_or_unknown(view.reward, '.3f')}   length {_or_unknown(view.length, '.1f')} tokens"
-        f"   divergence {divergence or UNKNOWN}   loss {_or_unknown(view.loss, '.4f')}"
+        f"   loss {_or_unknown(view.loss, '.4f')}"
     )
+
+
+def divergence_text(view: RunView) -> str:
+    """The divergence of the last steps by the reward of the response, in nats per token."""
+    named = {"divergence_r0": "wrong", "divergence_r1": "right"}
+    shown = ", ".join(f"{named[key]} {value:.4f}" for key, value in view.divergence.items())
+    return shown or UNKNOWN
 
 
 def speed_text(view: RunView) -> str:
@@ -84,6 +89,7 @@ def render(view: RunView) -> RenderableType:
     rows.add_row("left", duration(view.seconds_left))
     rows.add_row("speed", speed_text(view))
     rows.add_row("steps", measures(view))
+    rows.add_row("divergence", divergence_text(view))
     rows.add_row("reward", curve(view.rewards) or UNKNOWN)
     rows.add_row(
         "so far",
@@ -101,7 +107,7 @@ def plain_lines(view: RunView) -> list[str]:
     if now:
         progress = progress_text(view.done, view.total, view.at_most, view.unit)
         lines.append(f"  {view.part}: {progress}, left {duration(view.seconds_left)}")
-        lines.append(f"  {speed_text(view)}   {measures(view)}")
+        lines.append(f"  {speed_text(view)}   {measures(view)}   divergence {divergence_text(view)}")
     lines.append(f"  so far {view.responses:,} responses, {view.sampled_tokens:,} tokens sampled")
     return lines
 
@@ -161,7 +167,7 @@ class LiveRun:
 
     def _with_notes(self, view: RunView) -> RunView:
         pace = self._pace
-        if not pace.part:
+        if not pace.part or pace.done >= pace.total:  # what comes next says nothing before it has begun
             return view
         left = pace.seconds_left()
         return replace(
