@@ -140,6 +140,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "online": "Whether hub ids may be fetched from the network. If not, models and data are here or"
         " in the local cache, and whatever tries to leave this machine is refused: see"
         " [air-gap.md](air-gap.md).",
+        "report_to": "Experiment trackers: `tensorboard`, `trackio`, `wandb` ([command.md](command.md)).",
     },
     "model": {
         "path": "`tiny`, `tiny:spelling`, `tiny:walks`, `tiny:edits`, `tiny:starts` (embedded models), a"
@@ -191,6 +192,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "name": "`math`, `puzzle`, `code`, or an import path `package.module:factory`.",
         "workers": "Worker processes; `auto` is one for each core that sdzero may use.",
         "timeout_seconds": "Wall-clock limit of one grading: with `code`, of all tests of a response.",
+        "threshold": "Of a reward function: from which value on the reward is 1; `null`: values must be 0 and 1.",
+        "completions": "Of a reward function: whether it is given texts or chat messages.",
     },
     "verifier.sandbox": {
         "backend": "What isolates programs; `unsafe` isolates nothing, for tests of sdzero itself.",

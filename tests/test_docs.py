@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import sdzero
 from sdzero.cli import app
 from sdzero.questions.question import Question
 from sdzero.recipe import CODE_SOURCES, Recipe
@@ -22,6 +23,7 @@ from sdzero.tiny.problem import PRETRAINING_SHARE, is_pretraining
 from sdzero.verify.attack_answers import HOSTILE_ANSWERS
 from sdzero.verify.attacks import ATTACKS
 from sdzero.verify.pool import VerifierPool
+from sdzero.verify.reward_function import RewardFunctionVerifier, is_reward_function
 from sdzero.verify.verdict import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,10 +193,33 @@ def test_the_verifier_of_the_documents_works(tmp_path: Path, monkeypatch: pytest
     assert verdict.outcome is Outcome.CORRECT
 
 
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, one after the other, as a reader would type them; whole runs are only defined."""
+    blocks = [
+        code
+        for language, code in FENCE.findall((ROOT / "docs/python.md").read_text())
+        if language == "python"
+    ]
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(compile(code, "docs/python.md", "exec"), names)
+    assert set(names) >= {*sdzero.__all__} - {"__version__"}, "every public name is shown"
+    assert names["trainer"].state.global_step == 2
+    assert 0 <= names["scores"]["evaluation"]["avg"] <= 1
+    assert is_reward_function(names["exact"])
+    verdict = RewardFunctionVerifier("exact", names["exact"]).grade(
+        Question("q", "2 + 2 = ?", "4"), "It is\n4"
+    )
+    assert verdict.outcome is Outcome.CORRECT
+
+
 def test_the_run_folder_in_the_documents_is_the_real_one(micro_run: Path) -> None:
     """Every name in the listings of README.md and docs/runs.md is there, and nothing is left out."""
     full = listing((ROOT / "docs/runs.md").read_text())
     only_if_asked_for = {"evaluate/sdzero/audit.txt", "evaluate/sdzero/audit.jsonl", "cache/verdicts.sqlite"}
+    only_if_asked_for |= {"tracking/"}
     places = {place.replace("NAME", "sdzero") for place in full} - {"distill/tuning/"} - only_if_asked_for
     for place in places | set(listing((ROOT / "README.md").read_text())):
         assert (micro_run / place).exists(), place
