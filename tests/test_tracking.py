@@ -10,6 +10,7 @@ import pytest
 
 from sdzero import tracking
 from sdzero.errors import UserError
+from sdzero.onprem.offline import goes_online
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
 from sdzero.run_dir import RunDir
@@ -59,8 +60,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init, __spec__=object()))
     monkeypatch.setattr(tracking, "check_installed", lambda names: None)
-    for variable in tracking.WAYS_OUT_OF_TRACKIO:
-        monkeypatch.delenv(variable, raising=False)
     return SimpleNamespace(calls=calls, run=run)
 
 
@@ -108,25 +107,20 @@ def test_wandb_is_offline_and_in_the_run_folder(micro_settings: Recipe, tmp_path
     assert fake.run.finished
 
 
-def test_a_recipe_that_is_online_has_wandb_online(micro_settings: Recipe) -> None:
-    assert not tracking.is_online(micro_settings)
-    assert tracking.is_online(SimpleNamespace(online=True))  # type: ignore[arg-type]
+def test_a_recipe_that_is_online_has_wandb_online(micro_settings: Recipe, tmp_path: Path, fake: Any) -> None:
+    online = micro_settings.model_copy(update={"online": True})
+    with open_trackers(reporting(online, "wandb"), tmp_path):
+        assert fake.calls["mode"] == "online"
+    assert goes_online(reporting(online, "wandb")) == {"report_to": "wandb"}
+    assert goes_online(reporting(micro_settings, "wandb")) == {}
 
 
-def test_trackio_stays_local(
-    micro_settings: Recipe, tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackio_stays_local(micro_settings: Recipe, tmp_path: Path, fake: Any) -> None:
     with open_trackers(reporting(micro_settings, "trackio"), tmp_path) as trackers:
         trackers.log("srt", 1, ROW)
     assert fake.calls["embed"] is False
     assert "space_id" not in fake.calls
     assert fake.run.rows[0]["srt-part-1/step"] == 3
-    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/somewhere")
-    with (
-        pytest.raises(UserError, match="would send the run to another machine"),
-        open_trackers(reporting(micro_settings, "trackio"), tmp_path),
-    ):
-        pass
 
 
 def test_a_row_is_kept_in_the_step_log_first(micro_settings: Recipe, tmp_path: Path) -> None:

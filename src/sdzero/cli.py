@@ -764,7 +764,7 @@ def revise(
     Without a reference there is no verdict, and both control phrases are tried. With --recipe alone the
     questions are the first of its test set. As JSON it is one line a question.
 
-    Example: sdzero revise tiny --question "What is 2 + 3?" --answer 5
+    Example: sdzero revise tiny --question "(5+9)*5-8" --answer 62
     """
 
     def work() -> None:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from sdzero.errors import UserError
+from sdzero.offline import kept_in, load_recipe
 from sdzero.questions.question import Question
 from sdzero.recipe import Recipe
-from sdzero.recipe_io import load_recipe
 from sdzero.revise import Attempt, Revision, plain_recipe, questions_of, questions_of_file, revise
 
 MAX_NEW_TOKENS = 128
@@ -71,7 +71,22 @@ def revise_and_show(
 ) -> None:
     """Do it, and print each question as it is done; with `as_line` hand over JSON-like values in place."""
     settings = recipe_for(model, recipe, max_new_tokens)
-    questions = asked_questions(settings, recipe, question, answer, data, count)
+    with kept_in(settings):
+        _revise_and_show(
+            settings, asked_questions(settings, recipe, question, answer, data, count), seed, folder, report,
+            console, as_line,
+        )  # fmt: skip
+
+
+def _revise_and_show(
+    settings: Recipe,
+    questions: list[Question],
+    seed: int,
+    folder: Path,
+    report: Callable[[str], None],
+    console: Console,
+    as_line: Callable[[Any], None] | None,
+) -> None:
     done = revise(settings, questions, seed=seed, folder=folder, report=report, progress=lambda *counts: None)
     for number, revision in enumerate(done, 1):
         if as_line is not None:

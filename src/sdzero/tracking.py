@@ -2,12 +2,12 @@
 
 They are given what the step logs of the run get, row by row; no trainer reports anything by itself. Nothing
 leaves the machine: TensorBoard writes into the run's folder, trackio into its own local store, and wandb is
-offline (into the run's folder) unless the recipe says `online: true`. Imports no torch until a tracker is
-opened.
+offline (into the run's folder) unless the recipe says `online: true`. What would send them elsewhere all the
+same, variables of the environment, is taken away by `sdzero.offline`, in which a run opens them. Imports no
+torch until a tracker is opened.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +20,6 @@ from sdzero.recipe import Recipe
 FOLDER = "tracking"
 """In the run's folder: what TensorBoard and wandb write."""
 NO_MEASURE = ("part", "step", "max_steps")
-WAYS_OUT_OF_TRACKIO = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
-"""Variables by which trackio would send a run elsewhere."""
 
 
 class Tracker(Protocol):
@@ -73,7 +71,7 @@ class Wandb:
             name=name,
             dir=str(folder),
             config=recipe.model_dump(mode="json"),
-            mode="online" if is_online(recipe) else "offline",
+            mode="online" if recipe.online else "offline",
             reinit="finish_previous",
         )
         self._defined: set[str] = set()
@@ -96,13 +94,6 @@ class Trackio:
     """One trackio run for a run folder, in trackio's local store (`trackio show --project sdzero`)."""
 
     def __init__(self, recipe: Recipe, name: str) -> None:
-        for variable in WAYS_OUT_OF_TRACKIO:
-            if os.environ.get(variable) and not is_online(recipe):
-                raise UserError(
-                    f"{variable} is set, so trackio would send the run to another machine",
-                    "report_to",
-                    f"unset {variable}, or take `trackio` out of report_to",
-                )
         import trackio
 
         self._run = trackio.init(
@@ -117,11 +108,6 @@ class Trackio:
     def close(self) -> None:
         """Write what is left."""
         self._run.finish()
-
-
-def is_online(recipe: Recipe) -> bool:
-    """Whether the recipe allows the network, by a key `online`; without such a key it does not."""
-    return bool(getattr(recipe, "online", False))
 
 
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}

@@ -39,7 +39,7 @@ def offline(subject: Subject) -> Iterator[Finding]:
 def goes_online(recipe: Recipe) -> Mapping[str, str]:
     """The recipe's keys that name something off this machine, with their values.
 
-    There is no key for wandb, trackio or tensorboard: trainers are given `report_to: []`.
+    Trackers (`report_to`) keep what they are given on this machine; wandb sends it if the recipe is online.
     """
     models = {
         "model.path": recipe.model.path,
@@ -55,4 +55,6 @@ def goes_online(recipe: Recipe) -> Mapping[str, str]:
     url = recipe.rollout.vllm.url
     if url is not None and not is_loopback(str(urlsplit(url).hostname)):
         found[SERVER] = url
+    if recipe.online and "wandb" in recipe.report_to:
+        found["report_to"] = "wandb"
     return found
