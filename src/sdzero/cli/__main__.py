@@ -1,0 +1,5 @@
+"""`python -m sdzero.cli`."""
+
+from sdzero.cli import main
+
+main()

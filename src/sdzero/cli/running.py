@@ -1,0 +1,113 @@
+"""How every command runs and ends: errors in words, several processes, an open run, its results."""
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from sdzero import launch, process_group, ranks, stopping
+from sdzero.cli.screen import console, json_alone, report, say_json, showing
+from sdzero.errors import UserError
+from sdzero.recipe import Recipe
+from sdzero.usage import print_error
+
+if TYPE_CHECKING:
+    from sdzero.pipeline import Stages
+
+
+def advice(error: Exception) -> str:
+    """What to do about an error that nobody foresaw."""
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return (
+            "lower rollout.batch_size while sampling, or micro_batch_size and distill.chunk_tokens while"
+            " training, and start in a new folder; finished batches of this one are kept"
+        )
+    return "run again with --debug for the traceback; what was finished is kept"
+
+
+def guarded(command: Callable[[], None], debug: bool, as_json: bool = False) -> None:
+    """Run a command, in each of a run's processes; a user's error is printed without a traceback and ends
+    with status 1."""
+    try:
+        with json_alone(as_json), process_group.joined():
+            console.quiet = not ranks.is_first()
+            command()
+    except process_group.PeerError as error:
+        first_line = str(error).partition("\n")[0]  # that process has printed the rest
+        Console(stderr=True).print(escape(f"stopped: {first_line}"), highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except stopping.Stopped as asked:
+        if not console.quiet:  # the first process
+            typer.echo(f"stopped by {asked}; what was finished is kept", err=as_json)
+            typer.echo(f"resume with: sdzero {shlex.join(sys.argv[1:])}", err=as_json)
+        raise typer.Exit(0) from None
+    except UserError as error:
+        if debug:
+            raise
+        print_error(str(error))
+        raise typer.Exit(1) from None
+    except Exception as error:  # the last resort: the user gets a sentence, --debug the traceback
+        if debug:
+            raise
+        print_error(f"{type(error).__name__}: {error}\n  to do: {advice(error)}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: run the same command again to go on from here")
+        raise typer.Exit(130) from None
+
+
+def told(command: Callable[..., Any]) -> Callable[..., None]:
+    """The command, with errors told as `guarded` does; what it returns is the exit status, if it is not 0."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        statuses: list[Any] = []
+        guarded(lambda: statuses.append(command(**given)), bool(given["debug"]))
+        if any(statuses):
+            raise typer.Exit(1)
+
+    return run
+
+
+def in_processes(number: int) -> None:
+    """Run this very command in so many processes, and end with their status, unless they run it already."""
+    if number > 1 and not launch.is_started():
+        raise typer.Exit(launch.launch(sys.argv[1:], number))
+
+
+def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> Any:
+    """Open the run and work on its stages."""
+    from sdzero.pipeline import open_run
+
+    with showing(folder) as progress, open_run(recipe, folder, report, progress) as stages:
+        return work(stages)
+
+
+def print_results(results: dict[str, Any], folder: Path, as_json: bool = False) -> None:
+    """The table, the differences, and where the figures are stored; or the results as JSON."""
+    if as_json:
+        say_json(results)
+        return
+    from sdzero.results import difference_lines, results_table, seeds_table
+
+    table = seeds_table(results) if "seeds" in results else results_table(results)
+    console.print(table)
+    for line in difference_lines(results):
+        report(line)
+    report(f"results: {folder / 'results.json'}")
+
+
+def print_suite_of(recipe: Recipe, folder: Path, as_json: bool = False) -> None:
+    """The table of the suite that the recipe names, if it does; as JSON it is left to its file."""
+    if recipe.suite.name is not None and not as_json:
+        from sdzero.evaluate.suite_table import print_suite
+        from sdzero.run_dir import RunDir
+
+        scores = RunDir.unlocked(folder).read_json(f"suites/{recipe.suite.name}.json")
+        print_suite(scores, folder, console)
