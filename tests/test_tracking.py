@@ -10,6 +10,8 @@ import pytest
 
 from sdzero import tracking
 from sdzero.errors import UserError
+from sdzero.onprem.doctor import CHECKS, trackers
+from sdzero.onprem.findings import Subject
 from sdzero.onprem.offline import goes_online
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import load_recipe
@@ -87,14 +89,22 @@ def _installed() -> set[str]:
     return {name for name in tracking.PACKAGES if importlib.util.find_spec(name) is not None}
 
 
+def test_doctor_looks_whether_trackers_are_installed(micro_settings: Recipe, fake: Any) -> None:
+    (finding,) = trackers(Subject(reporting(micro_settings, "wandb")))
+    assert finding.held
+    assert "wandb" in finding.detail
+    assert list(trackers(Subject(micro_settings))) == []
+    assert trackers in CHECKS
+
+
 def test_an_unknown_tracker_is_a_fault_of_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'mlflow' is not a choice"):
         load_recipe(micro_recipe(tmp_path), ["report_to=[mlflow]"])
 
 
 def test_wandb_is_offline_and_in_the_run_folder(micro_settings: Recipe, tmp_path: Path, fake: Any) -> None:
-    with open_trackers(reporting(micro_settings, "wandb"), tmp_path / "runs/demo") as trackers:
-        trackers.log("srt/round-1", 0, ROW)
+    with open_trackers(reporting(micro_settings, "wandb"), tmp_path / "runs/demo") as opened:
+        opened.log("srt/round-1", 0, ROW)
     assert fake.calls["mode"] == "offline"
     assert fake.calls["dir"] == str(tmp_path / "runs/demo/tracking/wandb")
     assert fake.calls["name"] == "runs-demo"
@@ -116,8 +126,8 @@ def test_a_recipe_that_is_online_has_wandb_online(micro_settings: Recipe, tmp_pa
 
 
 def test_trackio_stays_local(micro_settings: Recipe, tmp_path: Path, fake: Any) -> None:
-    with open_trackers(reporting(micro_settings, "trackio"), tmp_path) as trackers:
-        trackers.log("srt", 1, ROW)
+    with open_trackers(reporting(micro_settings, "trackio"), tmp_path) as opened:
+        opened.log("srt", 1, ROW)
     assert fake.calls["embed"] is False
     assert "space_id" not in fake.calls
     assert fake.run.rows[0]["srt-part-1/step"] == 3
@@ -150,9 +160,9 @@ def test_tensorboard_for_real(micro_settings: Recipe, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for steps, loss in (((1, 2, 3), 0.5), ((3, 4), 0.25)):
-        with open_trackers(reporting(micro_settings, "tensorboard"), tmp_path) as trackers:
+        with open_trackers(reporting(micro_settings, "tensorboard"), tmp_path) as opened:
             for number in steps:
-                trackers.log("distill", 0, {"step": number, "max_steps": 4, "loss": loss})
+                opened.log("distill", 0, {"step": number, "max_steps": 4, "loss": loss})
     events = EventAccumulator(str(tmp_path / "tracking/tensorboard/distill"))
     events.Reload()
     assert [(one.step, one.value) for one in events.Scalars("loss")] == [

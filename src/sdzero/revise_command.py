@@ -66,33 +66,20 @@ def revise_and_show(
     seed: int,
     folder: Path,
     report: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
     console: Console,
     as_line: Callable[[Any], None] | None,
 ) -> None:
     """Do it, and print each question as it is done; with `as_line` hand over JSON-like values in place."""
     settings = recipe_for(model, recipe, max_new_tokens)
     with kept_in(settings):
-        _revise_and_show(
-            settings, asked_questions(settings, recipe, question, answer, data, count), seed, folder, report,
-            console, as_line,
-        )  # fmt: skip
-
-
-def _revise_and_show(
-    settings: Recipe,
-    questions: list[Question],
-    seed: int,
-    folder: Path,
-    report: Callable[[str], None],
-    console: Console,
-    as_line: Callable[[Any], None] | None,
-) -> None:
-    done = revise(settings, questions, seed=seed, folder=folder, report=report, progress=lambda *counts: None)
-    for number, revision in enumerate(done, 1):
-        if as_line is not None:
-            as_line(revision.to_json())
-        else:
-            show(revision, number, len(questions), console)
+        questions = asked_questions(settings, recipe, question, answer, data, count)
+        done = revise(settings, questions, seed=seed, folder=folder, report=report, progress=progress)
+        for number, revision in enumerate(done, 1):
+            if as_line is not None:
+                as_line(revision.to_json())
+            else:
+                show(revision, number, len(questions), console)
 
 
 def show(revision: Revision, number: int, total: int, console: Console) -> None:

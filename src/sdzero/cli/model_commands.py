@@ -8,7 +8,7 @@ import typer
 
 from sdzero.cli.app import AsJson, Debug, SignKey, app
 from sdzero.cli.running import guarded
-from sdzero.cli.screen import console, report, say_json
+from sdzero.cli.screen import Lines, console, report, say_json
 
 
 @app.command()
@@ -151,6 +151,7 @@ def revise(
                 seed=seed,
                 folder=Path(folder),
                 report=report,
+                progress=Lines(),
                 console=console,
                 as_line=(lambda value: say_json(value, indent=None)) if as_json else None,
             )

@@ -209,6 +209,16 @@ def verifier(subject: Subject) -> Iterator[Finding]:
     yield Finding("verifier", True, f"`{one_worker.name}` starts, and grades none of its canaries wrongly")
 
 
+def trackers(subject: Subject) -> Iterator[Finding]:
+    """The trackers that the recipe reports to are installed."""
+    if subject.recipe is None or not subject.recipe.report_to:
+        return
+    from sdzero.tracking import check_installed
+
+    check_installed(subject.recipe.report_to)
+    yield Finding("trackers", True, f"installed: {', '.join(subject.recipe.report_to)}")
+
+
 CHECKS: tuple[Check, ...] = (
     versions,
     gpu,
@@ -218,6 +228,7 @@ CHECKS: tuple[Check, ...] = (
     compiler,
     data,
     verifier,
+    trackers,
     model,
     tokenizer,
     room,
