@@ -1,5 +1,6 @@
 """What is read of a run from its folder while another process works on it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -154,6 +155,20 @@ def test_watching_once(tmp_path: Path) -> None:
     assert "distill/steps: 2 of 6 steps, left 12 s" in text
     assert "80 tokens/s" in text
     assert "divergence wrong 0.2000, right 0.1000" in text
+
+
+def test_watching_on_a_terminal_keeps_one_display(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, _environ={"TERM": "xterm"})
+    looks = iter([lambda: StepLog(run, "distill/log.jsonl").append(step(3)), run.close])
+    watch(run.root, console, sleep=lambda seconds: next(looks)())
+    shown = screen.getvalue()
+    assert "2 of 6 steps" in shown
+    assert "3 of 6 steps" in shown
+    assert "\x1b[1A" in shown, "the lines before are written over"
+    assert "running" in shown
+    assert "stopped" in shown
 
 
 def test_watching_imports_no_torch(tmp_path: Path) -> None:
