@@ -80,6 +80,7 @@ SECTIONS = {
     "compare": "The learning-rate search of `sdzero compare`.",
     "cost": "Your prices, for the costs in a comparison. See [comparison.md](comparison.md).",
     "evaluate": "avg@k, pass@k, and generate-then-revise once per question.",
+    "report": "What `sdzero localize` measures for the page of `sdzero report`. See [report.md](report.md).",
     "suite": "How benchmarks are scored (`sdzero evaluate RECIPE --suite NAME`). See"
     " [benchmarks.md](benchmarks.md).",
     "suite.sandbox": "For benchmarks of programs, where the recipe's verifier is not `code`. The keys are"
@@ -347,6 +348,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "sync_every": "Steps between syncs, with `sync: steps`.",
     },
     "negative": ON_POLICY | {"advantage": "The advantage of each token of a wrong response."},
+    "report": {
+        "responses": "Responses of each verdict that are measured token by token.",
+        "alternatives": "Likeliest tokens that are kept at each place, of the student and of the Reviser.",
+    },
     "alarms": {
         "enabled": "Whether training is watched.",
         "window": "Steps over which a measure is averaged.",

@@ -9,6 +9,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from sdzero.errors import UserError
+from sdzero.harmless import harmless
 from sdzero.method.objectives import phrase_reward
 from sdzero.method.roles import DistillationPair, Roles, WeightedSequence
 from sdzero.method.srt import srt_rows
@@ -28,7 +29,7 @@ def masked_text(ids: tuple[int, ...], weights: tuple[float, ...], tokenizer: Pre
     """Tokens coloured by their weight in the loss: dim for none, green for one, reverse for two."""
     text = Text()
     for token, weight in zip(ids, weights, strict=True):
-        shown = str(tokenizer.decode([token])).replace("\n", "\u23ce")
+        shown = harmless(str(tokenizer.decode([token])))
         text.append(shown, style=STYLES.get(weight, OTHER_STYLE))
         text.append("\u2502", style="dim")
     return text

@@ -14,6 +14,7 @@ from sdzero.recipe_cost import CostSettings
 from sdzero.recipe_distill import DistillSettings, check_placement
 from sdzero.recipe_labels import LabelSettings
 from sdzero.recipe_lora import LoraSettings, check_quantized
+from sdzero.recipe_report import ReportSettings
 from sdzero.recipe_rollout import RolloutSettings
 from sdzero.recipe_sandbox import SandboxSettings
 from sdzero.recipe_suites import SuiteSettings
@@ -306,7 +307,11 @@ class Recipe(Settings):
     cost: CostSettings = CostSettings()
     evaluate: EvaluateSettings
     suite: SuiteSettings = SuiteSettings()
+<<<<<<< HEAD
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
+=======
+    report: ReportSettings = ReportSettings()
+>>>>>>> 9375712 (sdzero report: one page of a run with the token view; sdzero localize measures the tokens; inspect --question)
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
