@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-vllm test-deepspeed test-airgap slow check format tiny bench bench-check figures comparison clean
+.PHONY: help env demo test test-vllm test-deepspeed test-airgap test-browser slow check format tiny bench bench-check figures comparison clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,7 +40,7 @@ demo: $(READY) ## train the embedded model by SD-Zero, from nothing to a report;
 	$(BIN)/sdzero run recipes/demo.yaml --output runs/demo
 
 test: $(READY) ## run the fast tests, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not vllm and not deepspeed and not airgap" --cov --cov-report=term $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not vllm and not deepspeed and not airgap and not browser" --cov --cov-report=term $(PYTEST_ARGUMENTS)
 
 # vLLM has pins of its own, so it has an environment of its own. The versions of torchvision, torchaudio and
 # torchcodec that come with its CPU build do not load beside this torch, and break imports of transformers.
@@ -68,8 +68,12 @@ test-deepspeed: $(DEEPSPEED_READY) ## run the tests that need DeepSpeed, on a CP
 	DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/python -c 'import deepspeed'
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED_VENV)/bin/python -m pytest -m deepspeed $(PYTEST_ARGUMENTS)
 
+test-browser: $(READY) ## run the tests of the report in Chromium (apt-get install chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(PYTEST_ARGUMENTS)
+
 slow: $(READY) ## run the slow tests
-	$(BIN)/python -m pytest -m "slow and not vllm and not deepspeed and not airgap" $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest -m "slow and not vllm and not deepspeed and not airgap and not browser" $(PYTEST_ARGUMENTS)
 
 # Needs what pip is set up to reach: the wheels of a bundle are fetched first. The rest has no network at all.
 test-airgap: $(READY) ## bundle the demo recipe, install it and run it in a namespace without a network (minutes, 3 GB)

@@ -307,11 +307,8 @@ class Recipe(Settings):
     cost: CostSettings = CostSettings()
     evaluate: EvaluateSettings
     suite: SuiteSettings = SuiteSettings()
-<<<<<<< HEAD
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
-=======
     report: ReportSettings = ReportSettings()
->>>>>>> 9375712 (sdzero report: one page of a run with the token view; sdzero localize measures the tokens; inspect --question)
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:

@@ -31,18 +31,14 @@ from sdzero.run_lock import LOCK_NAME, release_lock, take_lock
 SCHEMA = 1
 TEMPORARY_SUFFIX = ".sdzero-tmp"
 MANIFEST_NAME, RECIPE_NAME = "manifest.json", "recipe.yaml"
-<<<<<<< HEAD
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "sdzero")
-MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "cost", "alarms", "suite", "online", "report_to")
+MAY_CHANGE = (
+    *("sft", "grpo", "sdft", "negative", "compare", "cost", "alarms", "suite", "report"),
+    *("online", "report_to"),
+)
 """Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
 the settings that they were made with; alarms stop a training or leave it as it is, and so does `online`;
-prices change nothing, trackers only look on."""
-=======
-PACKAGES = ("torch", "transformers", "trl", "sdzero")
-MAY_CHANGE = ("sft", "grpo", "sdft", "negative", "compare", "alarms", "suite", "report")
-"""Sections that a run folder does not hold fast: baselines' stages, and scores on benchmarks, keep and check
-the settings that they were made with; alarms stop a training or leave it as it is; the report only reads."""
->>>>>>> 9375712 (sdzero report: one page of a run with the token view; sdzero localize measures the tokens; inspect --question)
+prices change nothing, trackers and the report only look on."""
 SHOWN_DIFFERENCES = 20
 
 _temporary_numbers = itertools.count()

@@ -10,6 +10,7 @@ import sys
 from sdzero.cli import run_commands  # noqa: F401
 from sdzero.cli import score_commands  # noqa: F401
 from sdzero.cli import model_commands  # noqa: F401
+from sdzero.cli import report_commands  # noqa: F401
 from sdzero.cli import machine_commands  # noqa: F401
 
 # isort: on

@@ -87,6 +87,10 @@ def provenance(
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many examples of each kind.", min=1)] = 2,
+    question: Annotated[
+        str | None,
+        typer.Option(help="A question's id: its tokens by divergence, after `localize`.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -96,6 +100,11 @@ def inspect(
     """
 
     def work() -> None:
+        if question is not None:
+            from sdzero.inspect_tokens import inspect_question
+
+            inspect_question(folder, question, console)
+            return
         from sdzero.inspection import inspect_run, sequences_as_json
 
         if as_json:

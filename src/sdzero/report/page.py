@@ -105,7 +105,7 @@ def _drawn(chart: Any) -> dict[str, Any]:
 
 
 def _own_differences(run: RunFacts) -> dict[str, Any]:
-    return {} if run.results is None else run.results["differences"]
+    return {} if run.results is None else dict(run.results["differences"])
 
 
 def _questions(against: dict[str, Any]) -> int | None:

@@ -111,9 +111,9 @@ def _run_table(run: RunFacts, name: str) -> Table:
             ]
         )
     k = first["k"]
+    caption = f"{name}: scores" if name else "Scores"
     return Table(
-        f"{name + ': scores' if name else 'Scores'} on {first['questions']} distinct {results['on']} questions,"
-        " 95% intervals over questions",
+        f"{caption} on {first['questions']} distinct {results['on']} questions, 95% intervals over questions",
         [
             "model",
             f"avg@{k}",

@@ -89,7 +89,7 @@
     const tokens = packed.t.map((text, place) => {
       const token = make("span", data.vocabulary[text], { class: "token", role: "option", tabindex: "-1", "aria-selected": "false" });
       if (data.vocabulary[text].trim() === "") token.setAttribute("aria-label", visible(data.vocabulary[text]));
-      token.style.setProperty("--shade", Math.min(0.75, packed.d[place] / NATS / FULL_SHADE * 0.75).toFixed(3));
+      token.style.setProperty("--shade", Math.min(1, packed.d[place] / NATS / FULL_SHADE).toFixed(3));
       token.dataset.place = place;
       return token;
     });
