@@ -193,7 +193,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "name": "`math`, `puzzle`, `code`, or an import path `package.module:factory`.",
         "workers": "Worker processes; `auto` is one for each core that sdzero may use.",
         "timeout_seconds": "Wall-clock limit of one grading: with `code`, of all tests of a response.",
-        "threshold": "Of a reward function: from which value on the reward is 1; `null`: values must be 0 and 1.",
+        "threshold": "Of a reward function: from which value on the reward is 1; `null`: values must be 0"
+        " and 1.",
         "completions": "Of a reward function: whether it is given texts or chat messages.",
     },
     "verifier.sandbox": {

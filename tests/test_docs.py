@@ -145,7 +145,7 @@ def test_settings_named_in_text_exist() -> None:
         if hasattr(field.annotation, "model_fields")
     }
     named = re.compile(rf"({'|'.join(known)})\.(\w+)(?:[=: ].*)?")
-    files = {"py", "json", "jsonl", "yaml", "md"}
+    files = {"py", "json", "jsonl", "yaml", "md", "html"}
     for page in PAGES:
         for code in INLINE.findall(FENCE.sub("", page.read_text())):
             match = named.fullmatch(code)
@@ -219,7 +219,7 @@ def test_the_run_folder_in_the_documents_is_the_real_one(micro_run: Path) -> Non
     """Every name in the listings of README.md and docs/runs.md is there, and nothing is left out."""
     full = listing((ROOT / "docs/runs.md").read_text())
     only_if_asked_for = {"evaluate/sdzero/audit.txt", "evaluate/sdzero/audit.jsonl", "cache/verdicts.sqlite"}
-    only_if_asked_for |= {"tracking/"}
+    only_if_asked_for |= {"tracking/", "report/", "report.html"}
     places = {place.replace("NAME", "sdzero") for place in full} - {"distill/tuning/"} - only_if_asked_for
     for place in places | set(listing((ROOT / "README.md").read_text())):
         assert (micro_run / place).exists(), place

@@ -160,10 +160,10 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         differences["length sdzero/srt"] = spread(ratios)
 
     def joules_of(name: str) -> dict[str, Any] | None:
-        measured = [one["joules"].get(name) for one in results]
+        measured = [one.get("joules", {}).get(name) for one in results]
         return None if None in measured else spread(measured)
 
-    energy = {str(one["budget"]["energy"]) for one in results}
+    energy = {str(one["budget"].get("energy", NOT_MEASURED)) for one in results}
     first = results[0]
     return {
         "schema": SCHEMA,

@@ -101,7 +101,7 @@ def _hash(text: str) -> str:
 
 def _drawn(chart: Any) -> dict[str, Any]:
     # The image is markup of ours, with every text in it escaped.
-    return vars(chart) | {"svg": Markup(chart.svg)}
+    return {**vars(chart), "svg": Markup(chart.svg)}
 
 
 def _own_differences(run: RunFacts) -> dict[str, Any]:
