@@ -110,6 +110,12 @@ class Opened:
         assert not self.complaints
 
 
+def choose(page: Any, question: str) -> None:
+    """Click on the first response to a question, and wait until it is there."""
+    page.locator("#responses button", has_text=question).first.click()
+    page.locator(".response h3", has_text=question).first.wait_for()
+
+
 @pytest.fixture
 def opened(browser: Any, small: Path) -> Iterator[Opened]:
     own = Opened(browser, small)
@@ -126,7 +132,7 @@ def test_the_page_opens_without_a_network_and_what_a_model_wrote_does_not_run(op
 
 def test_pointing_at_a_token_shows_what_both_would_write(opened: Opened) -> None:
     page = opened.page
-    page.locator("#responses button", has_text="q1").first.click()
+    choose(page, "q1")
     token = page.locator(".response").first.locator(".token").nth(1)
     token.hover()
     shown = page.locator("#detail").inner_text()
@@ -143,13 +149,13 @@ def test_pointing_at_a_token_shows_what_both_would_write(opened: Opened) -> None
 
 
 def test_a_wrong_response_stands_beside_a_right_one(opened: Opened) -> None:
-    opened.page.locator("#responses button", has_text="q1").first.click()
+    choose(opened.page, "q1")
     assert opened.page.locator(".response h3").all_inner_texts() == ["q1: wrong", "q1: correct"]
 
 
 def test_the_keyboard_reaches_every_token_through_one_stop(opened: Opened) -> None:
     page = opened.page
-    page.locator("#responses button", has_text="q1").first.click()
+    choose(page, "q1")
     tokens = page.locator(".response").first.locator(".token")
     assert tokens.evaluate_all("all => all.filter((one) => one.tabIndex === 0).length") == 1
     page.locator(".response").first.locator(".token[tabindex='0']").focus()
@@ -180,7 +186,7 @@ def test_filters_choose_by_verdict_and_by_words(opened: Opened) -> None:
 
 
 def test_shade_grows_with_the_divergence(opened: Opened) -> None:
-    opened.page.locator("#responses button", has_text="q1").first.click()
+    choose(opened.page, "q1")
     shades = (
         opened.page.locator(".response")
         .first.locator(".token")

@@ -147,7 +147,7 @@ def test_tables_have_captions_and_heads_and_images_have_words(run: Path) -> None
 def test_energy_that_was_not_measured_and_costs_without_prices_are_told(run: Path) -> None:
     text = made(run).text
     assert "Energy: not measured. Cost: no prices were given." in text
-    assert "The teacher abcd was made the student anew 1 times. At steps 5." in text
+    assert "The teacher is abcd; syncs with the student: 1. After steps 5." in text
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe + "cost: {price_per_device_hour: 600}\n")
     assert "Cost: 1 (in the currency" in made(run).text
@@ -191,7 +191,8 @@ def test_committed_comparisons_and_studies_have_their_tables(tmp_path: Path) -> 
     text = made(folder).text
     assert "Comparison on walks: 5 seeds" in text
     assert "Study loss on walks: Does SRT need both of its losses?" in text
-    assert "only generation" in text or "generation" in text
+    assert "generation loss only" in text
+    assert "-40.4% [-43.8%, -37.0%]" in text
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def _spent(run: RunFacts) -> dict[str, Any]:
         if rows
         else None,
         "teacher": (
-            f"The teacher {syncs['teacher']} was made the student anew {syncs['syncs']} times."
+            f"The teacher is {syncs['teacher']}; syncs with the student: {syncs['syncs']}."
             if "teacher" in syncs and "syncs" in syncs
             else None
         ),
