@@ -21,6 +21,7 @@ from sdzero.analyze.localization import Localized, localization, token_divergenc
 from sdzero.analyze.pieces import pieces
 from sdzero.analyze.style import style
 from sdzero.errors import UserError
+from sdzero.kept_models import check_kept_model
 from sdzero.method.objectives import phrase_reward
 from sdzero.method.roles import DistillationPair, Roles
 from sdzero.models import load_model, load_tokenizer, resolve_path
@@ -50,7 +51,7 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
     """Measure `responses` of each verdict (None: as many as the recipe says); gives how many it were.
 
     What was measured before is replaced. Raises UserError for a folder that is no run, or has no SRT model or
-    no responses yet.
+    no responses yet, or whose SRT model was damaged.
     """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(
@@ -70,6 +71,7 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
             "the run has no responses of its SRT model yet", str(folder), "run `sdzero evaluate` first"
         )
     report(f"localize: {len(chosen)} responses, student and Reviser of {start}")
+    check_kept_model(run, start)
     model = load_model(start, recipe.model)
     named = resolve_path(recipe.distill.teacher) if recipe.distill.teacher else start
     teacher = model if named == start else load_model(named, recipe.model)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdzero.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart, thinned, ticks
-from sdzero.report.flows import flow
+from sdzero.report.flows import flow, mean_revision
 from sdzero.report.verdict import comes_out
 
 
@@ -64,6 +64,16 @@ def test_flows_add_up() -> None:
     assert found.right_right == pytest.approx(0.3)
     assert found.wrong_wrong == pytest.approx(0.3)
     assert "40.0% right before and 60.0% after" in found.svg
+
+
+def test_the_mean_of_revisions_has_the_means_of_their_shares() -> None:
+    one = {"first": 0.4, "revised": 0.6, "correction_rate": 0.5, "regression_rate": 0.25}
+    other = {"first": 1.0, "revised": 0.9, "correction_rate": 0.0, "regression_rate": 0.1}
+    found = flow("mean", mean_revision([one, other]))
+    assert found.wrong_right == pytest.approx(0.15)
+    assert found.right_wrong == pytest.approx(0.1)
+    assert found.right_right == pytest.approx(0.6)
+    assert mean_revision([one]) == pytest.approx(one)
 
 
 def test_above_means_that_the_interval_excludes_zero() -> None:

@@ -1,6 +1,6 @@
 """Generate, then revise: how many responses go from right or wrong to right or wrong, as a flow chart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdzero.report.charts import svg
@@ -56,6 +56,20 @@ def flow(label: str, revision: Mapping[str, float]) -> Flow:
     return Flow(
         label, right_right, right_wrong, wrong_right, wrong_wrong, svg(WIDTH, HEIGHT, text, "".join(parts))
     )
+
+
+def mean_revision(revisions: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One revision whose four shares are the means of those of several."""
+    count = len(revisions)
+    first = sum(one["first"] for one in revisions) / count
+    won = sum((1 - one["first"]) * one["correction_rate"] for one in revisions) / count
+    lost = sum(one["first"] * one["regression_rate"] for one in revisions) / count
+    return {
+        "first": first,
+        "revised": first + won - lost,
+        "correction_rate": won / (1 - first) if first < 1 else 0.0,
+        "regression_rate": lost / first if first > 0 else 0.0,
+    }
 
 
 def _band(kind: str, left: float, right: float, share: float) -> str:

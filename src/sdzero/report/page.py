@@ -16,8 +16,9 @@ from markupsafe import Markup
 
 from sdzero import __version__
 from sdzero.errors import UserError
+from sdzero.report.charts import Chart
 from sdzero.report.curves import concentration_chart, learning_charts
-from sdzero.report.flows import flow
+from sdzero.report.flows import Flow, flow, mean_revision
 from sdzero.report.source import RunFacts, Sources, read_sources
 from sdzero.report.spent import cost, energy, planned_rows, stage_rows
 from sdzero.report.tables import Table, comparison_table, difference_table, score_tables, study_table
@@ -80,7 +81,7 @@ def page(sources: Sources) -> str:
         differences=difference_table(against, _questions(against)) if against else None,
         charts=[_drawn(chart) for chart in learning_charts(runs)],
         concentration=[_drawn(chart) for chart in [concentration_chart(runs)] if chart is not None],
-        flows=[(run.name if len(runs) > 1 else "", _flows(run)) for run in runs if _flows(run)],
+        flows=_flows(sources),
         spent=[_spent(run) for run in runs if run.results is not None],
         comparison=None if sources.comparison is None else comparison_table(sources.comparison),
         studies=[study_table(study) for study in sources.studies],
@@ -99,9 +100,9 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _drawn(chart: Any) -> dict[str, Any]:
+def _drawn(figure: Chart | Flow) -> dict[str, Any]:
     # The image is markup of ours, with every text in it escaped.
-    return {**vars(chart), "svg": Markup(chart.svg)}
+    return {**vars(figure), "svg": Markup(figure.svg)}
 
 
 def _own_differences(run: RunFacts) -> dict[str, Any]:
@@ -113,14 +114,22 @@ def _questions(against: dict[str, Any]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
-def _flows(run: RunFacts) -> list[Any]:
-    if run.results is None:
-        return []
-    revisions = run.results["revision"]
-    return [
-        vars(own) | {"svg": Markup(own.svg)}
-        for own in (flow(NAMES[name], revisions[name]) for name in NAMES if revisions.get(name))
-    ]
+def _flows(sources: Sources) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The flows of each run's models; of seeds of one recipe their means, with a name for each group."""
+    runs = [run for run in sources.runs if run.results is not None]
+    groups = [(run.name if len(runs) > 1 else "", [run]) for run in runs]
+    if sources.pooled is not None:
+        groups = [(f"Means over {len(runs)} seeds", runs)]
+    found = []
+    for title, own in groups:
+        revisions = [(run.results or {})["revision"] for run in own]
+        named = [name for name in NAMES if all(one.get(name) for one in revisions)]
+        if named:
+            drawn = [
+                _drawn(flow(NAMES[name], mean_revision([one[name] for one in revisions]))) for name in named
+            ]
+            found.append((title, drawn))
+    return found
 
 
 def _spent(run: RunFacts) -> dict[str, Any]:
