@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from report.report_runs import HOSTILE, token_row
 from sdzero.analyze.pieces import pieces
 from sdzero.cli import app
+from sdzero.errors import UserError
 from sdzero.harmless import harmless
 from sdzero.inspect_tokens import print_response, shade
-from sdzero.localize import choose
+from sdzero.localize import choose, localize
 from sdzero.method.roles import Roles
 from sdzero.models import load_model, load_tokenizer
 from sdzero.questions.sources import load_questions
@@ -114,6 +115,17 @@ def test_before_localize_the_terminal_says_what_to_do(micro_run: Path, tmp_path:
     result = CliRunner().invoke(app, ["localize", str(tmp_path)])
     assert result.exit_code == 1
     assert "not a run's folder" in result.stderr
+
+
+def test_a_damaged_model_is_not_measured(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(measured, tmp_path / "run")
+    config = tmp_path / "run/srt/round-1/model/config.json"
+    config.write_text(config.read_text() + " ")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        localize(Path("run"), 1, print)
 
 
 def test_wrong_and_right_of_one_question_are_chosen_first() -> None:

@@ -61,7 +61,8 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
     tokenizer = load_tokenizer(recipe.model.path)
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     questions = {q.id: q for q in load_questions(recipe.data, empty_answers=recipe.labels.is_majority)}
-    start = resolve_path(_srt_folder(recipe, run))
+    named_start = _srt_folder(recipe, run)
+    start = resolve_path(named_start)
     wanted = responses or recipe.report.responses
     chosen, overlong = choose(
         _candidates(run), wanted, lambda row: _pair(row, questions, roles, recipe), recipe.distill.max_context
@@ -71,7 +72,7 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
             "the run has no responses of its SRT model yet", str(folder), "run `sdzero evaluate` first"
         )
     report(f"localize: {len(chosen)} responses, student and Reviser of {start}")
-    check_kept_model(run, start)
+    check_kept_model(run, named_start)
     model = load_model(start, recipe.model)
     named = resolve_path(recipe.distill.teacher) if recipe.distill.teacher else start
     teacher = model if named == start else load_model(named, recipe.model)

@@ -206,6 +206,18 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert "Nothing has been trained yet" in text
 
 
+def test_a_training_that_diverged_has_a_page(run: Path) -> None:
+    with (run / "distill/log.jsonl").open("a") as log:
+        log.write('{"part": 0, "step": 11, "reward": NaN, "tokens": Infinity, "teacher_syncs": 40}\n')
+        log.writelines(f'{{"part": 0, "step": {12 + n}, "teacher_syncs": {41 + n}}}\n' for n in range(30))
+    parsed = made(run)
+    label = next(own["aria-label"] for tag, own in parsed.tags if tag == "svg")
+    assert label is not None
+    assert label.endswith("demo: from 5% to 50%")
+    assert "5, 11, 12" in parsed.text
+    assert "and 12 more" in parsed.text
+
+
 def test_folders_that_are_no_runs_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run's folder"):
         read_sources([tmp_path])

@@ -1,5 +1,6 @@
 """Learning curves of the runs of a page, one line a run (or a run and a reward)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,14 +71,17 @@ def _of(runs: Sequence[RunFacts], key: str) -> list[Line]:
 
 
 def _points(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have the value. The steps of a later part go on behind the earlier."""
+    """(step, value) of the rows that have the value. The steps of a later part go on behind the earlier.
+
+    A value that is no number, as in a training that diverged, has no place on an axis and is left out.
+    """
     points, offset, last, part = [], 0.0, 0.0, None
     for row in rows:
         if part is not None and row.get("part") != part:
             offset = last
         part = row.get("part")
         last = offset + float(row["step"])
-        if row.get(key) is not None:
+        if row.get(key) is not None and math.isfinite(row[key]):
             points.append((last, float(row[key])))
     return points
 

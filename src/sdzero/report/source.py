@@ -120,7 +120,7 @@ def read_run(folder: Path, name: str) -> RunFacts:
         vocabulary=json_of("report/vocabulary.json") or {},
         localization=json_of("report/localization.json"),
         style=json_of("report/style.json") or [],
-        plan=json_of("plan.json"),
+        plan=_read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None,
     )
 
 
