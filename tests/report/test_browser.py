@@ -28,6 +28,8 @@ WIDTHS = (390, 768, 1280)
 MANY = 2_000
 LONG = 150
 """Tokens of each of the many responses."""
+SQUARE, GREYS = 60, 10
+"""How looks are compared: the mean greys of squares of so many pixels, and how much they may differ."""
 FIRST_PAINT_SECONDS, INTERACTION_SECONDS = 2.0, 0.1
 TIMES = 5
 
@@ -224,12 +226,12 @@ def test_the_page_looks_as_it_did(browser: Any, small: Path, width: int, tmp_pat
         SCREENSHOTS.mkdir(exist_ok=True)
         image.open(taken).convert("P", palette=image.Palette.ADAPTIVE, colors=64).save(kept, optimize=True)
     before, now = image.open(kept).convert("L"), image.open(taken).convert("L")
-    # Fonts differ a little from machine to machine; a part that is missing or moved does not.
+    # Fonts differ a little from machine to machine; a part that is missing or moved changes a square's mean.
     assert abs(before.height - now.height) <= 0.03 * before.height
-    size = (width // 10, before.height // 10)
-    pairs = zip(before.resize(size).tobytes(), now.resize(size).tobytes(), strict=True)
-    differing = sum(abs(one - other) > 40 for one, other in pairs) / (size[0] * size[1])
-    assert differing < 0.03
+    size = (width // SQUARE, before.height // SQUARE)
+    means = [one.resize(size, image.Resampling.BOX).tobytes() for one in (before, now)]
+    worst = max(abs(one - other) for one, other in zip(*means, strict=True))
+    assert worst <= GREYS, f"a square of {SQUARE} pixels differs by {worst} greys of 255 on average"
 
 
 def test_two_thousand_responses_are_small_and_quick(browser: Any, large: Path, record_property: Any) -> None:
