@@ -161,6 +161,15 @@ def test_hardware_by_name_and_from_a_file(tmp_path: Path) -> None:
         hardware_named(str(own))
     with pytest.raises(UserError, match="cannot be read"):
         hardware_named(str(tmp_path / "none.yaml"))
+    own.write_bytes(b"\xff\xfename: x")
+    with pytest.raises(UserError, match="not well-formed YAML"):
+        hardware_named(str(own))
+
+
+@pytest.mark.parametrize("name", ["0xcpu", "0xH100-80GB"])
+def test_no_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no device"):
+        hardware_named(name)
 
 
 def test_a_model_that_is_not_here_needs_its_configuration(tmp_path: Path) -> None:

@@ -186,13 +186,13 @@ def hardware_named(text: str) -> Hardware:
         return _from_file(Path(text))
     found = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)?(\S+)", text.strip())
     count, name = (int(found[1] or 1), found[2]) if found else (1, text)
+    if not count:
+        raise UserError("no device computes nothing", "--hardware", f"write it like 8x{name}")
     if name.lower() == "cpu":
         return Hardware(this_cpu(), count)
     by_name = {known.lower(): device for known, device in DEVICES.items()}
     if name.lower() not in by_name:
         raise unknown_name("device", name, [*DEVICES, "cpu"], "--hardware")
-    if not count:
-        raise UserError("no device computes nothing", "--hardware", f"write it like 8x{name}")
     return Hardware(by_name[name.lower()], count)
 
 
@@ -204,7 +204,7 @@ def _from_file(file: Path) -> Hardware:
         raise UserError(
             f"the hardware's file cannot be read ({error.strerror})", str(file), "check the path"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"this is not well-formed YAML: {error}", str(file), "mend the file") from None
     except ValidationError as error:
         told = "; ".join(
