@@ -11,12 +11,13 @@ import floor
 import pytest
 from typer.testing import CliRunner
 
+from sdzero import tiny
 from sdzero.bench import bench_recipe
 from sdzero.cli import app
 from sdzero.errors import UserError
 from sdzero.onprem.calibration import read_calibration
 from sdzero.onprem.hardware import DEVICES, hardware_named
-from sdzero.onprem.model_shape import shape_of
+from sdzero.onprem.model_shape import read_shape, shape_of
 from sdzero.onprem.plan import make_plan
 from sdzero.onprem.plan_against import against
 from sdzero.onprem.plan_cost import Prices, break_even, kilowatt_hours, owned_hour
@@ -180,6 +181,16 @@ def test_a_model_that_is_not_here_needs_its_configuration(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="type `mixtral`"):
         shape_of("someone/Model-9B", tmp_path)
     assert shape_of("tiny:walks").vocabulary > 0
+
+
+@pytest.mark.parametrize("size", ["wide", 0, None, [4]])
+def test_a_configuration_with_nonsense_in_it_is_told(tmp_path: Path, size: object) -> None:
+    known = json.loads((tiny.model_folder() / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    assert read_shape(tmp_path / "config.json").width == known["hidden_size"]
+    (tmp_path / "config.json").write_text(json.dumps(known | {"num_attention_heads": size}))
+    with pytest.raises(UserError, match="no number that a model has"):
+        read_shape(tmp_path / "config.json")
 
 
 # ---- switches ----

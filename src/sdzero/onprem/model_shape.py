@@ -280,9 +280,20 @@ def read_shape(file: Path, name: str | None = None) -> ModelShape:
         raise UserError(
             f"the configuration has no {missing}", str(file), "name the config.json of a whole model"
         ) from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"a size in the configuration is no number that a model has ({error})", str(file), "copy it again"
+        ) from None
+
+
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers")
+"""What every configuration has, and none of it is 0."""
 
 
 def _shape(config: Mapping[str, Any], family: str, name: str, place: str) -> ModelShape:
+    least = min(int(config[size]) for size in SIZES)
+    if least < 1:
+        raise ValueError(f"{least}")
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     key_heads = int(config.get("num_key_value_heads") or heads)
     head_width = int(config.get("head_dim") or width // heads)
