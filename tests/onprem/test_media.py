@@ -75,6 +75,26 @@ def test_a_list_that_leads_out_or_is_broken_is_refused(bundle: Path, line: str) 
     assert str(refused.value.where).endswith("SHA256SUMS:5")
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
+def test_a_list_that_is_empty_or_no_text_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(UserError, match="list of sums is damaged"):
+        find_faults(bundle)
+
+
+def test_a_name_may_hold_any_mark_but_a_line_break(bundle: Path) -> None:
+    (bundle / "one\u2028two").write_text("text")
+    write_sums(bundle)
+    assert find_faults(bundle) == []
+
+
+def test_what_is_no_archive_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no archive in parts") as refused:
+        join(bundle, tmp_path / "other")
+    assert "NAME.parts" in str(refused.value.todo)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_command_verifies(bundle: Path) -> None:
     result = CliRunner().invoke(app, ["bundle", "verify", str(bundle)])
     assert result.exit_code == 0, result.output

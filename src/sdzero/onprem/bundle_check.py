@@ -50,8 +50,15 @@ def read_sums(folder: Path) -> dict[str, str]:
         raise UserError(
             f"this is no bundle: it has no {SUMS_NAME}", str(folder), "name the folder of a bundle"
         )
+    try:
+        # Not `splitlines`: names may hold what Unicode calls the end of a line.
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the list of sums is damaged ({error})", str(file), "copy the bundle again"
+        ) from None
     found: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         row = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if row is None or row[2].startswith("/") or ".." in Path(row[2]).parts:
             raise UserError("the list of sums is damaged", f"{file}:{number}", "copy the bundle again")

@@ -141,9 +141,16 @@ def join(parts: Path, to: Path) -> None:
     partial = to.with_name(f"{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with tarfile.open(fileobj=_Joined(files), mode="r|") as archive:
-        for entry in archive:
-            _extract(archive, entry, partial)
+    try:
+        with tarfile.open(fileobj=_Joined(files), mode="r|") as archive:
+            for entry in archive:
+                _extract(archive, entry, partial)
+    except tarfile.TarError as error:
+        raise UserError(
+            f"what is here is no archive in parts ({error})",
+            str(parts),
+            f"name the folder of the parts, NAME.parts, which has a {README_NAME}",
+        ) from error
     faults = find_faults(partial)
     if faults:
         named = ", ".join(f"{fault.path} is {fault.kind}" for fault in faults)
