@@ -38,6 +38,8 @@ demo: $(READY) ## train the embedded model by SD-Zero, from nothing to a report;
 	@echo "Running recipes/demo.yaml on the embedded model: collect, SRT, self-distillation, the RFT control,"
 	@echo "evaluation. Results go to runs/demo; a run that was interrupted goes on where it stopped."
 	$(BIN)/sdzero run recipes/demo.yaml --output runs/demo
+	$(BIN)/sdzero localize runs/demo
+	$(BIN)/sdzero report runs/demo
 
 test: $(READY) ## run the fast tests, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not vllm and not deepspeed and not airgap and not browser" --cov --cov-report=term $(PYTEST_ARGUMENTS)
