@@ -1,6 +1,7 @@
 """Room on the disk and in memory: what a run needs, by hand, and what a machine has."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.onprem import room as rooms
 from sdzero.onprem.findings import Subject
+from sdzero.onprem.model_checks import missing_weights
 from sdzero.onprem.room import (
     Need,
     available_memory,
@@ -42,6 +44,26 @@ def test_weights_without_a_header_are_named(tmp_path: Path, content: bytes) -> N
     with pytest.raises(UserError, match="the weights cannot be read") as error:
         parameters_of([file])
     assert error.value.where == str(file)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_weights_of_another_length_than_their_header_says_are_named(tmp_path: Path, change: int) -> None:
+    file = Path(shutil.copy(tiny.model_folder() / "model.safetensors", tmp_path))
+    file.chmod(0o644)
+    os.truncate(file, file.stat().st_size + change)
+    with pytest.raises(UserError, match="by its header"):
+        parameters_of([file])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1, "b": "c"}}'])
+def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(UserError, match="index of the weights") as error:
+        weights_of(tmp_path)
+    assert error.value.where == str(index)
+    with pytest.raises(UserError, match="index of the weights"):
+        missing_weights(tmp_path)
 
 
 def test_what_a_run_needs(micro_settings: Recipe) -> None:

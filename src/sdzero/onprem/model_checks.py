@@ -85,9 +85,21 @@ def missing_weights(folder: Path) -> list[str]:
     """Files of weights that a model's folder should have and has not."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [name for name in wanted if not (folder / name).is_file()]
+        return [name for name in names_in_index(index) if not (folder / name).is_file()]
     return [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+
+
+def names_in_index(index: Path) -> list[str]:
+    """The files of weights that a `model.safetensors.index.json` names. Raises UserError if it is damaged."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a file in it has no name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the index of the weights cannot be read: {error}", str(index), "copy the model again"
+        ) from error
+    return sorted(names)
 
 
 def _vocabulary(folder: Path) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sdzero.errors import UserError
 from sdzero.onprem.findings import Finding, Subject
+from sdzero.onprem.model_checks import model_folder, names_in_index
 from sdzero.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -37,11 +38,16 @@ def parameters_of(weights: Sequence[Path]) -> int:
         try:
             with file.open("rb") as opened:
                 length = int.from_bytes(opened.read(8), "little")
-                if length > file.stat().st_size:
+                size = file.stat().st_size
+                if length > size:
                     raise ValueError("its header is longer than the file")
                 header = json.loads(opened.read(length))
-            count += sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            tensors = [one for name, one in header.items() if name != "__metadata__"]
+            whole = 8 + length + max((one["data_offsets"][1] for one in tensors), default=0)
+            if whole != size:
+                raise ValueError(f"it has {size:,} bytes, and by its header {whole:,}")
+            count += sum(prod(one["shape"]) for one in tensors)
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the weights cannot be read: {error}", str(file), "copy the model again"
             ) from error
@@ -89,7 +95,6 @@ def room(subject: Subject) -> Iterator[Finding]:
     if subject.recipe is None or "model" in subject.failed:
         return
     from sdzero.models import pick_device
-    from sdzero.onprem.model_checks import model_folder
 
     recipe = subject.recipe
     weights = weights_of(model_folder(recipe.model.path))
@@ -102,12 +107,9 @@ def room(subject: Subject) -> Iterator[Finding]:
 
 def weights_of(folder: Path) -> list[Path]:
     """The weights of a whole model: of an adapter's folder those of the model that it is for, and its own."""
-    from sdzero.onprem.model_checks import model_folder
-
     adapter, index = folder / "adapter_config.json", folder / "model.safetensors.index.json"
     if index.is_file():  # some folders have the weights in another cut beside
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(named))]
+        return [folder / name for name in names_in_index(index)]
     weights = sorted(folder.glob("*.safetensors"))
     if adapter.is_file() and not (folder / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
