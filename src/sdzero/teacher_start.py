@@ -7,6 +7,7 @@ import torch
 from sdzero.method.sharded_teacher import ShardedTeacher, check_sharding
 from sdzero.method.streamed_teacher import StreamedTeacher
 from sdzero.method.teacher import Teacher
+from sdzero.method.training import own_share_of
 from sdzero.models import pick_device
 from sdzero.recipe import Recipe
 from sdzero.run_context import RunContext
@@ -31,6 +32,12 @@ def load_teacher(context: RunContext, folder: str, placement: Placement = "devic
 
 
 def check_started(recipe: Recipe) -> None:
-    """Raise UserError if the processes were not started so that the teacher can be where the recipe says."""
+    """Raise UserError, before anything is sampled, if the processes were not started so that the teacher can
+    be where the recipe says, or if a stage's batch cannot be shared out among them."""
+    stages = {"srt": recipe.srt, "distill": recipe.distill, "rft": recipe.rft}
+    skipped = {"srt": recipe.srt.checkpoint is not None, "rft": not recipe.rft.enabled}
+    for name, settings in stages.items():
+        if not skipped.get(name):
+            own_share_of(settings.batch_size, f"{name}.batch_size")
     if recipe.distill.teacher_placement == "sharded":
         check_sharding()

@@ -17,6 +17,20 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 """What transformers calls them."""
 
 
+def own_share_of(batch_size: int, key: str = "batch_size") -> int:
+    """What of a batch falls to each process. Raises UserError, which names the recipe's `key`, if they cannot
+    have equal shares."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    own, rest = divmod(batch_size, processes)
+    if rest:
+        raise UserError(
+            f"batch_size ({batch_size}) is no multiple of the number of processes ({processes})",
+            key,
+            "change one of them",
+        )
+    return own
+
+
 def training_arguments(
     settings: OptimizerSettings,
     output_dir: Path,
@@ -35,13 +49,7 @@ def training_arguments(
     """
     if settings.optimizer == "adamw_8bit":
         require_bitsandbytes("optimizer", "set optimizer to adamw")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    own, rest = divmod(settings.batch_size, processes)
-    if rest:
-        raise UserError(
-            f"batch_size ({settings.batch_size}) is no multiple of the number of processes ({processes})",
-            todo="change one of them",
-        )
+    own = own_share_of(settings.batch_size)
     micro = max(size for size in range(1, settings.micro_batch_size + 1) if own % size == 0)
     return {
         "output_dir": str(output_dir),
