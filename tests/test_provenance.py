@@ -162,6 +162,39 @@ def test_folders_without_a_record(tmp_path: Path, content: str | None, problem: 
         read_record(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"chain": []},
+        {"chain": [1]},
+        {"chain": [{"stage": "base", "weights": "0"}]},
+        {"files": []},
+        {"files": {"config.json": {}}},
+        {"recipe": None},
+        {"results": []},
+        {"data": None},
+        {"code": {}},
+        {"seeds": {}},
+    ],
+)
+def test_a_record_with_nonsense_in_it_is_damaged(folder: Path, keys: dict[str, Any]) -> None:
+    changed(folder, **keys)
+    with pytest.raises(UserError, match=f"damaged: {next(iter(keys))}"):
+        read_record(folder)
+
+
+def test_a_link_that_was_added_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "more").symlink_to(tmp_path)
+    assert "not in the record" in failed(folder)["more"]
+
+
+def test_a_run_of_an_earlier_version_does_not_know_what_was_asked(folder: Path) -> None:
+    record = read_record(folder)
+    changed(folder, data=record["data"] | {"questions_sha256": None})
+    shown = invoke("provenance", folder)
+    assert (shown.exit_code, "sha256 not known" in shown.output) == (0, True)
+
+
 def test_a_record_of_another_schema(folder: Path) -> None:
     changed(folder, schema=2)
     with pytest.raises(UserError, match="schema 2"):

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
 from sdzero import __version__, tiny
 from sdzero.checksums import Sums
 from sdzero.errors import UserError
@@ -211,6 +213,56 @@ def record_text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+class _Sum(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Link(BaseModel):
+    """A stage of the chain has its recipe's hash; the base model at its beginning has its name."""
+
+    stage: str
+    weights: str
+    model: str | None = None
+    recipe_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _is_named(self) -> "_Link":
+        if self.model is None and self.recipe_sha256 is None:
+            raise ValueError("it has neither `model` nor `recipe_sha256`")
+        return self
+
+
+class _Data(BaseModel):
+    source: str
+    path: str | None
+    questions: dict[str, int]
+    questions_sha256: str | None
+
+
+class _Code(BaseModel):
+    version: str
+    sha256: str
+
+
+class _Seeds(BaseModel):
+    seed: int
+
+
+class RecordShape(BaseModel):
+    """What is read out of a record again has to be there. Other keys are as they are."""
+
+    chain: list[_Link] = Field(min_length=1)
+    files: dict[str, _Sum]
+    parent: dict[str, Any]
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    results: dict[str, Any] | None
+    data: _Data
+    code: _Code
+    seeds: _Seeds
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record in a folder. Raises UserError if there is none, or it is damaged."""
     file = folder / NAME
@@ -233,4 +285,12 @@ def read_record(folder: Path) -> dict[str, Any]:
             str(file),
             "use the version of sdzero that wrote it",
         )
+    try:
+        RecordShape.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"the record is damaged: {key}: {first['msg']}", str(file), "copy the folder again"
+        ) from None
     return record

@@ -45,7 +45,9 @@ def _files(folder: Path, record: Mapping[str, Any]) -> Iterator[Result]:
     strangers = sorted(
         name
         for file in folder.rglob("*")
-        if file.is_file() and (name := str(file.relative_to(folder))) not in files and name not in OWN
+        if (file.is_symlink() or file.is_file())
+        and (name := str(file.relative_to(folder))) not in files
+        and name not in OWN
     )
     for name in strangers:
         yield Result(name, False, "it is not in the record")
@@ -96,8 +98,9 @@ def show(record: Mapping[str, Any], results: list[Result], console: Console) -> 
         )
     data, code = record["data"], record["code"]
     counts = ", ".join(f"{name} {count:,}" for name, count in data["questions"].items())
+    asked = data["questions_sha256"] or "not known"
     for name, text in (
-        ("data", f"{data['path'] or data['source']}: {counts}; sha256 {data['questions_sha256'][:SHORT]}"),
+        ("data", f"{data['path'] or data['source']}: {counts}; sha256 {asked[:SHORT]}"),
         ("code", f"sdzero {code['version']}, sha256 {code['sha256'][:SHORT]}"),
         ("seed", str(record["seeds"]["seed"])),
     ):
