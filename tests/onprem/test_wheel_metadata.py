@@ -44,7 +44,12 @@ def test_a_wheel_that_was_built_here_may_have_the_plain_tag() -> None:
 
 @pytest.mark.parametrize(
     ("platform", "python"),
-    [("win_amd64", "3.11"), ("manylinux2014_x86_64", "3.11"), ("manylinux_2_28_x86_64", "3.9")],
+    [
+        ("win_amd64", "3.11"),
+        ("manylinux_2_28_sparc", "3.11"),
+        ("manylinux2014_x86_64", "3.11"),
+        ("manylinux_2_28_x86_64", "3.9"),
+    ],
 )
 def test_targets_that_cannot_be_are_refused(platform: str, python: str) -> None:
     with pytest.raises(UserError, match="is no"):

@@ -20,6 +20,8 @@ from sdzero.errors import UserError
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """Older names of manylinux_2_17, 2_12 and 2_5 (PEP 600)."""
 OLDEST_GLIBC = 5
+MACHINES = ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64", "loongarch64", "i686", "armv7l")
+"""Processors that manylinux platforms are named for, as `uname -m` calls them."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class Target:
     def parse(cls, platform: str, python: str) -> "Target":
         """Of names such as `manylinux_2_28_x86_64` and `3.11`. Raises UserError for others."""
         found = re.fullmatch(r"manylinux_(\d+)_(\d+)_([a-z0-9_]+)", platform)
-        if found is None or found[1] != "2":
+        if found is None or found[1] != "2" or found[3] not in MACHINES:
             raise UserError(
                 f"`{platform}` is no platform that a bundle can be made for",
                 "--platform",
-                "name a manylinux platform such as manylinux_2_28_x86_64: glibc 2.28 or newer on x86_64",
+                "name a manylinux platform such as manylinux_2_28_x86_64: glibc 2.28 or newer on x86_64;"
+                f" processors are {', '.join(MACHINES)}",
             )
         version = re.fullmatch(r"3\.(\d+)", python)
         if version is None or int(version[1]) < 11:
