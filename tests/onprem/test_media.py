@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sdzero.cli import app
 from sdzero.errors import UserError
+from sdzero.onprem import media
 from sdzero.onprem.bundle_check import Fault, find_faults, read_sums, write_sums
 from sdzero.onprem.bundle_files import sum_of
 from sdzero.onprem.media import join, parse_size, split
@@ -181,6 +182,18 @@ def test_an_archive_that_leads_out_is_refused(bundle: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="which no bundle has"):
         join(parts, tmp_path / "deep/other")
     assert not (tmp_path / "evil").exists()
+
+
+def test_more_parts_than_their_names_can_sort_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sorted(f"{number:04d}" for number in range(media.MOST_PARTS)) == [
+        f"{number:04d}" for number in range(media.MOST_PARTS)
+    ]
+    monkeypatch.setattr(media, "MOST_PARTS", 3)
+    with pytest.raises(UserError, match="more than 3 parts"):
+        split(bundle, 1000)
+    assert not bundle.with_name("bundle.parts").exists()
 
 
 def test_nothing_is_overwritten(bundle: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from sdzero.onprem.bundle_check import SUMS_NAME, find_faults, read_sums
 from sdzero.onprem.bundle_files import CHUNK, sum_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MOST_PARTS = 10_000
+"""With more, the names would not sort as the parts follow each other, and `cat` takes them as they sort."""
 README_NAME = "README.txt"
 README = """\
 This is a bundle of sdzero in parts. With nothing installed but the usual tools:
@@ -68,6 +70,10 @@ class _Parts(io.RawIOBase):
 
     def _next(self) -> None:
         self.finish()
+        if len(self.files) == MOST_PARTS:
+            raise UserError(
+                f"the bundle would have more than {MOST_PARTS:,} parts", "--split", "name a larger size"
+            )
         file = self._stem.with_name(f"{self._stem.name}.{len(self.files):04d}")
         self._part, self._room = file.open("wb"), self._size
         self.files.append(file)
