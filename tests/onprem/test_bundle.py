@@ -240,6 +240,12 @@ def test_a_folder_with_other_things_is_left_alone(made: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither sdzero's wheel nor its source tree"):
+        make_bundle(order_of(tmp_path, source=tmp_path / "none"), tmp_path / "out", print)
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_wheels_that_do_not_fit_together_are_told(made: Path, tmp_path: Path) -> None:
     """pip takes one that the machine has for enough; what the wheels ask for is looked at again."""
     own = fake_sdzero(tmp_path, needs=("toy>=1", "elsewhere>=3; platform_machine == 'aarch64'"))

@@ -72,6 +72,10 @@ def make_bundle(order: Order, folder: Path, report: Report) -> str:
             written, or holds something else.
     """
     sbom.require_library()
+    if not order.source.is_file() and not (order.source / "pyproject.toml").is_file():
+        raise UserError(
+            "this is neither sdzero's wheel nor its source tree", str(order.source), "name one in --source"
+        )
     needs = needs_of(order.recipe)
     plan = _plan_of(order, needs)
     try:
