@@ -307,6 +307,6 @@ def _todo(where: str) -> str:
     if Path(where).is_dir():
         return "the folder needs config.json, *.safetensors and the tokenizer's files, all readable"
     return (
-        "a hub id needs a network or a local copy: set online=true, or download it elsewhere and name its"
-        " folder"
+        "a hub id needs a local copy, or a network and online=true: check both, or download it elsewhere and"
+        " name its folder"
     )
