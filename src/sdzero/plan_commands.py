@@ -1,6 +1,8 @@
 """The commands `sdzero plan` and `sdzero bench`; `sdzero.cli` registers them."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,9 +157,18 @@ def bench(
     """
     from sdzero.bench import measure
 
+    try:  # before minutes of work, not after
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir() or not os.access(output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"the calibration cannot be written ({error.strerror})",
+            str(output),
+            "name another file in --output",
+        ) from None
     calibration = measure(
         load_recipe(recipe, overrides or []), hardware, steps, questions, lambda line: typer.echo(line)
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(calibration.to_json(), encoding="utf-8")
     typer.echo(f"calibration: {output}")

@@ -306,6 +306,50 @@ def test_what_is_no_calibration_is_told(tmp_path: Path) -> None:
         read_calibration(tmp_path, shape_of("tiny"), hardware_named("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("products", 0),
+        ("products", "x"),
+        ("decoding", float("nan")),
+        ("right", 7),
+        ("lengths", []),
+        ("lengths", {"unknown": 3}),
+        ("lengths", {"base": -1}),
+    ],
+)
+def test_a_calibration_with_nonsense_in_it_is_told(run: Path, tmp_path: Path, key: str, value: Any) -> None:
+    shape, hardware = shape_of("tiny"), hardware_named("cpu")
+    found = read_calibration(run, shape, hardware)
+    own = tmp_path / "own.json"
+    own.write_text(found.to_json())
+    assert read_calibration(own, shape, hardware) == found
+    own.write_text(json.dumps(json.loads(found.to_json()) | {key: value}))
+    with pytest.raises(UserError, match="no calibration"):
+        read_calibration(own, shape, hardware)
+
+
+def test_damaged_statistics_are_told(run: Path) -> None:
+    file = run / "collect/round-1/statistics.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for text in ("{", "[]", '{"revised": 3}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="statistics of a collection are damaged"):
+            read_calibration(run, shape_of("tiny"), hardware_named("cpu"))
+
+
+def test_a_bench_that_cannot_be_kept_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdzero.bench.measure", lambda *_: pytest.fail("it began"))
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file/calibration.json", tmp_path):
+        arguments = ["bench", str(micro_recipe(tmp_path)), "--hardware", "cpu", "-o", str(output)]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 1
+        assert "cannot be written" in done.output
+
+
 def test_a_damaged_ledger_is_told_with_its_line(run: Path) -> None:
     ledger = run / "ledger.jsonl"
     ledger.write_text("{}\n" + ledger.read_text())

@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from sdzero.errors import UserError
 from sdzero.onprem.hardware import Hardware
@@ -21,6 +23,10 @@ from sdzero.onprem.spent import Spent, read_run
 
 SCHEMA = 1
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LengthName = Annotated[str, Field(pattern="^(prompt|base|revised|student|srt|sdzero)$")]
+"""The mean tokens of `Lengths` that can be measured."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -34,11 +40,11 @@ class Calibration:
     model: str
     hardware: str
     engine: str
-    products: float | None
-    decoding: float | None
-    tokens_per_second: float | None
-    lengths: dict[str, float]
-    right: float | None
+    products: Positive | None
+    decoding: Positive | None
+    tokens_per_second: Positive | None
+    lengths: dict[LengthName, Positive]
+    right: Annotated[float, Field(ge=0, le=1)] | None
     source: str
 
     def to_json(self) -> str:
@@ -77,7 +83,7 @@ def read_calibration(path: Path, shape: ModelShape, measured_on: Hardware) -> Ca
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("schema") != SCHEMA:
             raise ValueError("another schema")
-        return Calibration(**values)
+        return TypeAdapter(Calibration).validate_python(asdict(Calibration(**values)))
     except FileNotFoundError:
         raise UserError(
             "there is no such calibration", str(path), "write one: sdzero bench RECIPE --hardware ..."

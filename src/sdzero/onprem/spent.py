@@ -50,10 +50,11 @@ class Spent:
         ]
         return max(found, default=None)
 
-    def statistics(self) -> list[dict[str, Any]]:
-        """What each round of collection left in `statistics.json`."""
+    def statistics(self) -> list[dict[str, int]]:
+        """Of each round of collection, how many revisions there were and how many were `verified`. Raises
+        UserError for a `statistics.json` that is damaged."""
         files = sorted(self.folder.glob("collect/round-*/statistics.json"))
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        return [_statistics(file) for file in files]
 
 
 def read_run(folder: Path) -> Spent:
@@ -77,6 +78,16 @@ def read_run(folder: Path) -> Spent:
                 "restore it from a copy",
             ) from None
     return found
+
+
+def _statistics(file: Path) -> dict[str, int]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {name: int(found[name]) for name in ("revised", "verified")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the statistics of a collection are damaged ({error})", str(file), "restore it from a copy"
+        ) from None
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
