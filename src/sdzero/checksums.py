@@ -72,8 +72,14 @@ def find_all_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> list
     return list(found.values())
 
 
+def read_sum(file: Path) -> dict[str, Any]:
+    """The row of a file in `Sums`, as it can be read now."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": opened.tell(), "sha256": digest}
+
+
 def _sum_of(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return {"bytes": opened.tell(), "sha256": digest}
+    return read_sum(file)

@@ -109,14 +109,19 @@ def _patch_imported() -> list[tuple[Any, str, Any]]:
     return patched
 
 
-def _refuse_absent_models(recipe: Recipe) -> None:
+def hub_models(recipe: Recipe) -> dict[str, str]:
+    """The hub ids of models that a recipe names, by its keys."""
     named = {
         "model.path": recipe.model.path,
         "srt.checkpoint": recipe.srt.checkpoint,
         "distill.teacher": recipe.distill.teacher,
     }
-    for key, path in named.items():
-        if path is not None and hub_id(path) is not None and not _is_cached(path):
+    return {key: path for key, path in named.items() if path is not None and hub_id(path) is not None}
+
+
+def _refuse_absent_models(recipe: Recipe) -> None:
+    for key, path in hub_models(recipe).items():
+        if not _is_cached(path):
             raise UserError(
                 f"the model {path} is not on this machine, and the recipe is offline",
                 key,

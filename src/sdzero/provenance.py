@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sdzero import __version__, tiny
-from sdzero.checksums import Sums
+from sdzero.checksums import Sums, read_sum
 from sdzero.errors import UserError
 from sdzero.kept_models import MODEL
 from sdzero.recipe import Recipe
@@ -157,9 +157,7 @@ def sums_of(files: list[Path], folder: Path) -> Sums:
     found: Sums = {}
     for file in files:
         try:
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-                found[str(file.relative_to(folder))] = {"bytes": opened.tell(), "sha256": digest}
+            found[str(file.relative_to(folder))] = read_sum(file)
         except OSError as error:
             raise UserError(
                 f"a file cannot be read ({error.strerror})", str(file), "check its permissions"

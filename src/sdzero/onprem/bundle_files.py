@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdzero.checksums import read_sum
 from sdzero.errors import UserError
 
 CHUNK = 1 << 20
@@ -68,8 +69,7 @@ def _state_of(file: Path) -> list[int]:
 
 def sum_of(file: Path) -> str:
     """The SHA-256 of a file, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return str(read_sum(file)["sha256"])
 
 
 def copy_file(source: Path, to: Path, journal: Journal) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sdzero.onprem.findings import Finding, Subject, warning
+from sdzero.onprem.hardware import GIBIBYTE
 
 DRIVER = Path("/proc/driver/nvidia/version")
-GIBIBYTE = 1 << 30
 
 
 def gpu(subject: Subject) -> Iterator[Finding]:

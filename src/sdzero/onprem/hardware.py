@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from sdzero.errors import UserError, unknown_name
 from sdzero.recipe_base import Settings
 
+GIBIBYTE = 1 << 30
 GB = 10**9
 """Data sheets count in powers of ten. What a device has beyond (80 GB of an H100 are 85 * 10^9 bytes) is left
 as a margin."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from sdzero.offline import hub_id
+from sdzero.offline import hub_id, hub_models
 from sdzero.onprem.findings import Finding, Subject, warning
 from sdzero.recipe import CODE_SOURCES, Recipe
 from sdzero.recipe_rollout import is_loopback
@@ -41,12 +41,7 @@ def goes_online(recipe: Recipe) -> Mapping[str, str]:
 
     Trackers (`report_to`) keep what they are given on this machine; wandb sends it if the recipe is online.
     """
-    models = {
-        "model.path": recipe.model.path,
-        "srt.checkpoint": recipe.srt.checkpoint,
-        "distill.teacher": recipe.distill.teacher,
-    }
-    found = {key: path for key, path in models.items() if path is not None and hub_id(path) is not None}
+    found = hub_models(recipe)
     path = recipe.data.path
     if recipe.data.source in ("huggingface", *CODE_SOURCES) and path is not None and hub_id(path) is not None:
         found["data.path"] = path

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sdzero.onprem.hardware import GIBIBYTE
 from sdzero.onprem.plan_activations import (
     FLOAT,
     backward_working,
@@ -23,11 +24,10 @@ from sdzero.recipe_base import OptimizerSettings
 EIGHT_BITS = 1 + 4 / 256
 """Bytes of a moment of AdamW in 8 bits: a byte, and a float32 for a block of 256 (arXiv 2110.02861)."""
 
-GIB = 2**30
-CONTEXT = {"cuda": 1.0 * GIB, "cpu": 0.6 * GIB}
+CONTEXT = {"cuda": 1.0 * GIBIBYTE, "cpu": 0.6 * GIBIBYTE}
 """What a process takes before anything of ours: the CUDA context with its kernels and cuBLAS's workspace (300
 MB to over 1,000 MB, by PyTorch's maintainers), or the interpreter with its libraries. Assumed."""
-EXCHANGE = 0.5 * GIB
+EXCHANGE = 0.5 * GIBIBYTE
 """Of NCCL, where there are several devices. Assumed."""
 
 Moment = dict[str, float]

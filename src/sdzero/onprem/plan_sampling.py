@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from sdzero.onprem.hardware import GIBIBYTE
 from sdzero.onprem.plan_activations import forward_working
 from sdzero.onprem.plan_setting import Setting
 from sdzero.onprem.plan_tokens import PHRASE_TOKENS
@@ -15,7 +16,6 @@ PACK_FROM = 5_000_000
 """Parameters from which the transformers engine copies weights on a CPU (`decode_step.PACK_FROM`)."""
 DRAWN_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Probabilities that are drawn from at once, in float64 (`drawing.NUMBERS_AT_A_TIME`)."""
-GIB = 2**30
 
 Phase = Literal["initial", "revise", "student", "evaluate", "evaluate: revise"]
 
@@ -102,8 +102,8 @@ def vllm_bytes(setting: Setting, sampling: bool) -> float:
     if not sampling and own.vllm.sleep and setting.kind == "cuda":
         return 0.0
     if own.vllm.kv_cache_gigabytes is not None:
-        return setting.weights + own.vllm.kv_cache_gigabytes * GIB
+        return setting.weights + own.vllm.kv_cache_gigabytes * GIBIBYTE
     if setting.kind == "cpu":
-        return setting.weights + GIB
+        return setting.weights + GIBIBYTE
     share = COLOCATED_SHARE if own.vllm.mode == "colocated" else SERVER_SHARE
     return (own.vllm.gpu_memory_utilization or share) * setting.hardware.device.memory

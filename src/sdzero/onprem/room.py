@@ -13,11 +13,11 @@ from pathlib import Path
 
 from sdzero.errors import UserError
 from sdzero.onprem.findings import Finding, Subject
+from sdzero.onprem.hardware import GIBIBYTE
 from sdzero.onprem.model_checks import model_folder, names_in_index
 from sdzero.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
-GIBIBYTE = 1 << 30
 MOMENTS = 2
 """AdamW keeps two numbers a parameter, in the parameter's own type."""
 IN_4_BITS = 0.5
