@@ -365,6 +365,23 @@ def test_a_signed_folder_names_its_signer(folder: Path, tmp_path: Path) -> None:
 
 
 @needs_keygen
+def test_a_signature_stays_until_there_is_another(folder: Path, tmp_path: Path) -> None:
+    mine = make_key(tmp_path, "mine")
+    assert invoke("provenance", folder, "--sign-key", mine).exit_code == 0
+    before = (folder / SIGNATURE).read_bytes()
+    (tmp_path / "broken").write_text("no key at all\n")
+    refused = invoke("provenance", folder, "--sign-key", tmp_path / "broken")
+    assert (refused.exit_code, "could not be signed" in refused.stderr) == (1, True)
+    assert (folder / SIGNATURE).read_bytes() == before
+    assert failed(folder) == {}
+    (folder / SIGNATURE).unlink()
+    (folder / SIGNATURE).mkdir()
+    refused = invoke("provenance", folder, "--sign-key", mine)
+    assert (refused.exit_code, "cannot be written" in refused.stderr) == (1, True)
+    assert not list(folder.glob(".*"))
+
+
+@needs_keygen
 def test_an_export_can_be_signed_at_once(micro_run: Path, tmp_path: Path) -> None:
     key = make_key(tmp_path, "key")
     done = invoke("export", micro_run, "--to", tmp_path / "out", "--sign-key", key)

@@ -4,6 +4,7 @@ The namespace keeps a signature for this purpose from standing for another. `all
 lines `name key`, as `man ssh-keygen` has it under ALLOWED SIGNERS. Imports no torch.
 """
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -32,21 +33,31 @@ def require_key(key: Path) -> None:
 
 
 def sign(file: Path, key: Path) -> Path:
-    """Sign a file; the signature is written beside it, as `FILE.sig`, in place of an older one.
+    """Sign a file; the signature is written beside it, as `FILE.sig`, in place of an older one, which stays if
+    there is no new one.
 
-    Raises UserError without ssh-keygen, without the key, and if ssh-keygen refuses.
+    Raises UserError without ssh-keygen, without the key, if ssh-keygen refuses, and if nothing can be written
+    there.
     """
     require_key(key)
     signature = file.with_name(f"{file.name}.sig")
-    signature.unlink(missing_ok=True)
-    done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(file))
-    if done.returncode or not signature.is_file():
+    done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, given=file.read_bytes())
+    if done.returncode or not done.stdout:
         raise UserError(
             f"the record could not be signed: {_last_line(done.stderr)}",
             str(key),
             "name a private SSH key that ssh-keygen can use; one with a passphrase needs a terminal or agent"
             " (then name the public key)",
         )
+    beside = signature.with_name(f".{signature.name}.partial")
+    try:
+        beside.write_text(done.stdout, encoding="ascii")
+        os.replace(beside, signature)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"the signature cannot be written ({error.strerror})", str(signature), "check the permissions"
+        ) from error
     return signature
 
 
