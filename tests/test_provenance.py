@@ -183,6 +183,15 @@ def test_a_record_with_nonsense_in_it_is_damaged(folder: Path, keys: dict[str, A
         read_record(folder)
 
 
+def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    record = read_record(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()  # reads as an error for root too
+    row = record["files"]["config.json"] | {"bytes": (folder / "config.json").stat().st_size}
+    changed(folder, files=record["files"] | {"config.json": row})
+    assert "cannot be read" in failed(folder)["config.json"]
+
+
 def test_a_link_that_was_added_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "more").symlink_to(tmp_path)
     assert "not in the record" in failed(folder)["more"]

@@ -57,7 +57,7 @@ def find_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> Damage |
 
 
 def find_all_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> list[Damage]:
-    """Every file that is missing, of another length or changed, in the order of the sums.
+    """Every file that is missing, of another length, changed or not to be read, in the order of the sums.
 
     A name that leads out of the folder is damage too, and is not followed.
     """
@@ -66,7 +66,10 @@ def find_all_damage(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> list
         if Path(name).is_absolute() or ".." in Path(name).parts:
             found[name] = Damage(folder / name, "its name leads out of the folder")
             continue
-        one = find_damage(folder, {name: expected})
+        try:
+            one = find_damage(folder, {name: expected})
+        except OSError as error:
+            one = Damage(folder / name, f"it cannot be read ({error.strerror})")
         if one is not None:
             found[name] = one
     return list(found.values())

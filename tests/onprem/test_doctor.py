@@ -46,6 +46,17 @@ def only(monkeypatch: pytest.MonkeyPatch, *checks: Any) -> None:
     monkeypatch.setattr(doctor, "CHECKS", checks)
 
 
+def test_missing_rights_are_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(subject: Subject) -> Iterator[Finding]:
+        raise PermissionError(13, "Permission denied", "models/closed")
+        yield
+
+    only(monkeypatch, closed)
+    (found,) = doctor.examine(None)
+    assert (found.held, found.todo) == (False, "check the permissions")
+    assert "models/closed" in found.detail
+
+
 def test_what_breaks_a_check_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def user(subject: Subject) -> Iterator[Finding]:
         yield Finding("half", True, "fine")

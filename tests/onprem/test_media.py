@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sdzero.cli import app
 from sdzero.errors import UserError
-from sdzero.onprem import media
+from sdzero.onprem import bundle_check, media
 from sdzero.onprem.bundle_check import Fault, find_faults, read_sums, write_sums
 from sdzero.onprem.bundle_files import sum_of
 from sdzero.onprem.media import join, parse_size, split
@@ -81,6 +81,16 @@ def test_a_list_that_is_empty_or_no_text_is_refused(bundle: Path, content: bytes
     (bundle / "SHA256SUMS").write_bytes(content)
     with pytest.raises(UserError, match="list of sums is damaged"):
         find_faults(bundle)
+
+
+def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(file: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(bundle_check, "sum_of", refused)
+    with pytest.raises(UserError, match="Permission denied") as error:
+        find_faults(bundle)
+    assert str(error.value.where).startswith(str(bundle))
 
 
 def test_a_name_may_hold_any_mark_but_a_line_break(bundle: Path) -> None:

@@ -67,14 +67,15 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def find_faults(folder: Path) -> list[Fault]:
-    """Every file that is wrong or missing, and every one that the list does not have."""
+    """Every file that is wrong or missing, and every one that the list does not have. Raises UserError for one
+    that cannot be read."""
     sums = read_sums(folder)
     faults, listed = [], {SUMS_NAME, *sums}
     for path, sha256 in sums.items():
         file = folder / path
         if file.is_symlink() or not file.is_file():
             faults.append(Fault(path, "wrong" if file.is_symlink() or file.exists() else "missing"))
-        elif sum_of(file) != sha256:
+        elif _sum_of(file) != sha256:
             faults.append(Fault(path, "wrong"))
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
@@ -82,6 +83,15 @@ def find_faults(folder: Path) -> list[Fault]:
         if not is_known and (file.is_symlink() or not file.is_dir()):
             faults.append(Fault(str(relative), "extra"))
     return faults
+
+
+def _sum_of(file: Path) -> str:
+    try:
+        return sum_of(file)
+    except OSError as error:
+        raise UserError(
+            f"a file of the bundle cannot be read ({error.strerror})", str(file), "check its permissions"
+        ) from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

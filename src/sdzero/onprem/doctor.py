@@ -50,6 +50,8 @@ def examine(recipe: Recipe | None, quick: bool = False, folder: Path | None = No
             own.append(Finding(check.__name__, False, f"{fault.what}{where}", fault.todo or ""))
         except SandboxError as fault:
             own.append(Finding(check.__name__, False, f"the sandbox failed: {fault}", "see docs/sandbox.md"))
+        except PermissionError as fault:
+            own.append(Finding(check.__name__, False, str(fault), "check the permissions"))
         # Whatever else breaks is the finding that people need most, and the other checks are still of use.
         except Exception as fault:
             detail = f"the check itself broke: {type(fault).__name__}: {fault}"
