@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from sdzero import tiny
 from sdzero.adapters import is_adapter_folder, merge_adapter
 from sdzero.cli import app
+from sdzero.errors import UserError
+from sdzero.export import export_model
 from sdzero.method.teacher import fingerprint
 from sdzero.model_card import base_name, license_of
 from sdzero.models import load_model
@@ -155,6 +157,13 @@ def test_what_cannot_be_exported(
     assert result.exit_code == 1
     assert problem in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_where_nothing_can_be_written_is_told(micro_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written") as refused:
+        export_model(micro_run, tmp_path / "file/model")
+    assert str(refused.value.where).endswith("file/model.partial")
 
 
 @pytest.mark.slow

@@ -51,7 +51,13 @@ def export_model(run_folder: Path, to: Path, model: str = "sdzero", adapter: boo
         )
     partial = to.with_name(to.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True)
+        partial.rmdir()  # whoever writes the model makes it
+    except OSError as error:
+        raise UserError(
+            f"the folder cannot be written ({error.strerror})", str(partial), "name another one in --to"
+        ) from error
     source = run.path(f"{stage}/model")
     if adapter:
         write_adapter(partial, adapters_of(run, stage, recipe))
