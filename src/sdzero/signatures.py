@@ -33,8 +33,8 @@ def require_key(key: Path) -> None:
 
 
 def sign(file: Path, key: Path) -> Path:
-    """Sign a file; the signature is written beside it, as `FILE.sig`, in place of an older one, which stays if
-    there is no new one.
+    """Sign a file; the signature is written beside it, as `FILE.sig`, in place of an older one, which stays
+    if there is no new one.
 
     Raises UserError without ssh-keygen, without the key, if ssh-keygen refuses, and if nothing can be written
     there.

@@ -67,8 +67,8 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def find_faults(folder: Path) -> list[Fault]:
-    """Every file that is wrong or missing, and every one that the list does not have. Raises UserError for one
-    that cannot be read."""
+    """Every file that is wrong or missing, and every one that the list does not have. Raises UserError for
+    one that cannot be read."""
     sums = read_sums(folder)
     faults, listed = [], {SUMS_NAME, *sums}
     for path, sha256 in sums.items():
