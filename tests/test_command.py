@@ -17,6 +17,7 @@ import sdzero.onprem.doctor
 import sdzero.pipeline
 import sdzero.studies.run
 from sdzero.cli import app
+from sdzero.cli.running import advice
 from sdzero.errors import UserError
 from sdzero.usage import EXIT_STATUSES
 from support import micro_recipe
@@ -199,3 +200,9 @@ def test_json_of_sequences(micro_run: Path) -> None:
         assert row["text"]
     for row in pairs:
         assert row["student_ids"][row["student_logit_positions"][0] + 1] == row["targets"][0]
+
+
+def test_advice_fits_the_error() -> None:
+    assert "micro_batch_size" in advice(MemoryError())
+    assert "readable" in advice(PermissionError(13, "Permission denied", "model"))
+    assert "--debug" in advice(RuntimeError("something"))

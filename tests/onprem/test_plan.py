@@ -294,6 +294,12 @@ def test_a_run_calibrates_a_plan(run: Path) -> None:
     assert {row["stage"] for row in against(plan, run)} >= {"collect", "srt", "evaluate"}
 
 
+def test_a_run_of_a_cpu_says_nothing_of_a_gpu(run: Path) -> None:
+    with pytest.raises(UserError, match=r"made on a CPU.*1xH100-80GB") as told:
+        read_calibration(run, shape_of("tiny"), hardware_named("1xH100-80GB"))
+    assert "--measured-on cpu" in str(told.value.todo)
+
+
 def test_what_is_no_calibration_is_told(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     for text in ("{}", "[]", '{"schema": 1}', "no"):

@@ -28,6 +28,8 @@ def advice(error: Exception) -> str:
             "lower rollout.batch_size while sampling, or micro_batch_size and distill.chunk_tokens while"
             " training, and start in a new folder; finished batches of this one are kept"
         )
+    if isinstance(error, PermissionError):
+        return "make it readable for this user (and a folder of results writable), or name another place"
     return "run again with --debug for the traceback; what was finished is kept"
 
 

@@ -78,7 +78,14 @@ def read_calibration(path: Path, shape: ModelShape, measured_on: Hardware) -> Ca
     """From a file of `sdzero bench`, or from a run's folder, whose model had this shape and which ran on
     `measured_on`. Raises UserError for anything else."""
     if path.is_dir():
-        return of_run(read_run(path), shape, measured_on, f"the run in {path}")
+        spent = read_run(path)
+        if measured_on.device.kind != "cpu" and ran_on_cpu(spent):
+            raise UserError(
+                f"this run was made on a CPU, and is taken as measured on {measured_on.name}",
+                str(path),
+                "say what it ran on: --measured-on cpu",
+            )
+        return of_run(spent, shape, measured_on, f"the run in {path}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("schema") != SCHEMA:
@@ -92,6 +99,17 @@ def read_calibration(path: Path, shape: ModelShape, measured_on: Hardware) -> Ca
         raise UserError(
             "this is no calibration", str(path), "name a file that `sdzero bench` wrote, or a run's folder"
         ) from None
+
+
+def ran_on_cpu(spent: Spent) -> bool:
+    """Whether a run is known to have been made on a CPU: by its recipe, or by a PyTorch without CUDA."""
+    if spent.recipe.model.device == "cpu":
+        return True
+    try:
+        manifest = json.loads((spent.folder / "manifest.json").read_text(encoding="utf-8"))
+        return "+cpu" in str(manifest["versions"]["torch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def of_run(spent: Spent, shape: ModelShape, hardware: Hardware, source: str) -> Calibration:
