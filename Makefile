@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-vllm test-deepspeed test-airgap test-browser slow check format tiny bench bench-check figures comparison clean
+.PHONY: help env demo test test-vllm test-deepspeed test-airgap test-browser test-docs slow check docs format tiny bench bench-check figures comparison clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,9 +70,13 @@ test-deepspeed: $(DEEPSPEED_READY) ## run the tests that need DeepSpeed, on a CP
 	DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/python -c 'import deepspeed'
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED_VENV)/bin/python -m pytest -m deepspeed $(PYTEST_ARGUMENTS)
 
-test-browser: $(READY) ## run the tests of the report in Chromium (apt-get install chromium)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+test-browser: $(READY) ## run the tests of the report and of the site in Chromium (apt-get install chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,docs]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(PYTEST_ARGUMENTS)
+
+test-docs: $(READY) ## build the site strictly, look at all that it loads and links to, and run the notebook
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pytest -m "not browser" tests/docs $(PYTEST_ARGUMENTS)
 
 slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not vllm and not deepspeed and not airgap and not browser" $(PYTEST_ARGUMENTS)
@@ -85,6 +89,12 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
+
+docs: $(READY) ## build the documentation as a site that needs no network, with a search, in site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	rm -rf site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html -c docs/site -d build/docs . site
+	@echo "The documentation is in site/: open site/index.html in a browser."
 
 format: $(READY) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CHECKED)
@@ -110,5 +120,5 @@ figures: $(READY) ## measure every figure of the documents again (about half an 
 	$(BIN)/python benchmarks/demo_figures.py --output runs/figures --seeds 3 --write
 
 clean: ## remove the environment, caches and coverage (runs stay)
-	rm -rf $(VENV) $(VLLM_VENV) $(DEEPSPEED_VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(DEEPSPEED_VENV) build dist site .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
