@@ -56,10 +56,13 @@ def test_its_links_lead_somewhere() -> None:
 
 
 @pytest.mark.slow
-def test_the_score_rises_when_it_is_run() -> None:
+def test_the_score_rises_when_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient = pytest.importorskip("nbclient", reason="needs the extra `docs`")
     nbformat = pytest.importorskip("nbformat", reason="needs the extra `docs`")
     pytest.importorskip("ipykernel", reason="needs the extra `docs`")
+    # What the kernel and the notebook write goes to pytest's folder.
+    for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(LAST))
