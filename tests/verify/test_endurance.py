@@ -167,8 +167,8 @@ def endure(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(sample.keys() == samples[0].keys() and len(sample) == 2 for sample in samples)
     quarter = len(samples) // 4
     for worker in samples[0]:
-        # The least of many: a large answer just before shows for a while, as do the pipes of a program that is
-        # being tidied away.
+        # The least of many: a large answer just before shows for a while, as do the pipes of a program that
+        # is being tidied away.
         early, late = (
             [min(sample[worker][what] for sample in some) for what in (0, 1)]
             for some in (samples[quarter : 2 * quarter], samples[-quarter:])
