@@ -8,7 +8,7 @@ those of `Method.stages`: the training, not the scoring and not the search of le
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdzero.energy import NOT_MEASURED, energy_text
+from sdzero.energy import energy_text, sources_of
 from sdzero.recipe_cost import CostSettings
 
 
@@ -35,8 +35,7 @@ def returns(
 
 def energy_of(costs: Sequence[Mapping[str, Any]]) -> str:
     """What the energy of these costs was measured by; `none` unless that of all of them was."""
-    sources = {str(one.get("energy", NOT_MEASURED)) for one in costs}
-    return NOT_MEASURED if NOT_MEASURED in sources else ", ".join(sorted(sources))
+    return sources_of(one.get("energy") for one in costs)
 
 
 def _ratio(points: float | None, amount: float) -> float | None:

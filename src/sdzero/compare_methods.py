@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from sdzero import ranks
 from sdzero.baselines.registry import BASELINES, baseline_named
 from sdzero.compare_results import COSTS, REFERENCE
+from sdzero.energy import total
 from sdzero.errors import CollapseError, UserError, unknown_name
 from sdzero.method.alarms import last_good_checkpoint
 from sdzero.pipeline import Stages
@@ -185,11 +186,10 @@ def model_at(stages: Stages, name: str) -> str:
 def cost_of(names: Sequence[str], spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What these stages of a ledger took together; `joules` is None unless all of it was measured."""
     known = [spent[name] for name in names if name in spent]
-    joules = [own.get("joules") for own in known]
     return {
         **{key: sum(own.get(key, 0) for own in known) for key in COSTS},
         "device_seconds": sum(own.get("device_seconds", 0) for own in known),
-        "joules": None if None in joules else sum(joules),
+        "joules": total(own.get("joules") for own in known),
     }
 
 

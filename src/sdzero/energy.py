@@ -159,14 +159,23 @@ class Spent(NamedTuple):
     joules: float | None
 
 
+def total(joules: Iterable[float | None]) -> float | None:
+    """The sum; None unless every part was measured: half a sum would look like a whole."""
+    listed = list(joules)
+    measured = [one for one in listed if one is not None]
+    return sum(measured) if len(measured) == len(listed) else None
+
+
 def added(parts: Iterable[Spent]) -> Spent:
     """Intervals one after another as one; not measured as a whole if one part was not."""
     listed = list(parts)
-    joules = [part.joules for part in listed if part.joules is not None]
-    return Spent(
-        sum(part.seconds for part in listed),
-        sum(joules) if len(joules) == len(listed) else None,
-    )
+    return Spent(sum(part.seconds for part in listed), total(part.joules for part in listed))
+
+
+def sources_of(parts: Iterable[str | None]) -> str:
+    """What several parts were measured by, each kind once; `none` unless all of them were measured."""
+    kinds = {NOT_MEASURED if part is None else part for part in parts}
+    return NOT_MEASURED if not kinds or NOT_MEASURED in kinds else ", ".join(sorted(kinds))
 
 
 class Meter:
@@ -209,9 +218,7 @@ class Stopwatch:
             return Spent(seconds, None)
         now = self._meter.joules()
         own = None if now is None or self._joules is None else now - self._joules
-        everyone = ranks.gather(own)
-        measured = [one for one in everyone if one is not None]
-        return Spent(seconds, sum(measured) if len(measured) == len(everyone) else None)
+        return Spent(seconds, total(ranks.gather(own)))
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdzero import ranks
-from sdzero.energy import NOT_MEASURED, Meter, Stopwatch
+from sdzero.energy import Meter, Stopwatch, sources_of, total
 from sdzero.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,16 +40,15 @@ class Counts:
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
-    """Add up. The energy is None unless every part measured it: half a sum would look like a whole."""
+    """Add up. The energy is None unless there are parts and every one measured it."""
     listed = list(parts)
-    measured = [part.joules for part in listed if part.joules is not None]
     return Counts(
         responses=sum(part.responses for part in listed),
         sampled_tokens=sum(part.sampled_tokens for part in listed),
         trained_tokens=sum(part.trained_tokens for part in listed),
         teacher_tokens=sum(part.teacher_tokens for part in listed),
         seconds=sum(part.seconds for part in listed),
-        joules=sum(measured) if measured and len(measured) == len(listed) else None,
+        joules=total(part.joules for part in listed) if listed else None,
         device_seconds=sum(part.device_seconds for part in listed),
     )
 
@@ -121,10 +120,9 @@ class Ledger:
         """What the joules of these stages, or of all, were measured by: `nvml`, `rapl`, `nvml+rapl`, or
         several of these where a run went on on another machine; `none` unless all was measured."""
         chosen = None if stages is None else set(stages)
-        keys = [key for key in self._entries if chosen is None or key[0] in chosen]
-        if not keys or any(key not in self._energy for key in keys):
-            return NOT_MEASURED
-        return ", ".join(sorted({self._energy[key] for key in keys}))
+        return sources_of(
+            self._energy.get(key) for key in self._entries if chosen is None or key[0] in chosen
+        )
 
     def joules(self, *stages: str) -> float | None:
         """The joules of these stages together; None unless all that they recorded was measured."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sdzero.energy import NOT_MEASURED, energy_text
+from sdzero.energy import energy_text, sources_of
 from sdzero.errors import UserError
 from sdzero.evaluate.stats import interval_over_seeds, paired_difference
 from sdzero.label_report import label_results
@@ -163,7 +163,6 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         measured = [one.get("joules", {}).get(name) for one in results]
         return None if None in measured else spread(measured)
 
-    energy = {str(one["budget"].get("energy", NOT_MEASURED)) for one in results}
     first = results[0]
     return {
         "schema": SCHEMA,
@@ -180,7 +179,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "responses": {name: spread([one["responses"][name] for one in results]) for name in names},
         "seconds": {name: spread([one["seconds"][name] for one in results]) for name in names},
         "joules": {name: joules_of(name) for name in names},
-        "energy": NOT_MEASURED if NOT_MEASURED in energy else ", ".join(sorted(energy)),
+        "energy": sources_of(one["budget"].get("energy") for one in results),
         "versions": first["versions"],
         "recipe_sha256": [one["recipe_sha256"] for one in results],
     }
