@@ -25,9 +25,9 @@ THE_RECIPES = {
 """What the recipe says, under another name: a second number would contradict it."""
 
 
-def is_asked_for() -> bool:
-    """Whether accelerate's launcher was told to use DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
+def asks_for(what: str) -> bool:
+    """Whether accelerate's launcher was told to use this: `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("1", "true", "yes")
 
 
 def stage() -> int:
@@ -37,13 +37,13 @@ def stage() -> int:
 
 def stay_on_cpu() -> None:
     """Tell DeepSpeed that there is no GPU, which it would otherwise warn of; before it is imported."""
-    if is_asked_for():
+    if asks_for("DEEPSPEED"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def check(processes: int) -> None:
     """Raise UserError if DeepSpeed is asked for and is not there, or in a way that cannot be used here."""
-    if not is_asked_for():
+    if not asks_for("DEEPSPEED"):
         return
     where = "deepspeed_config"
     if importlib.util.find_spec("deepspeed") is None:

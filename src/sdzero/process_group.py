@@ -48,15 +48,10 @@ class PeerError(UserError):
     """Another process of the run failed first; it has told the user why."""
 
 
-def asks_for(what: str) -> bool:
-    """Whether accelerate's launcher was told to use this, such as `FSDP`."""
-    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("1", "true", "yes")
-
-
 def check_launcher() -> None:
     """Raise UserError for a configuration of accelerate's that cannot be used here."""
     deepspeed_settings.check(processes_started())
-    if not asks_for("FSDP"):
+    if not deepspeed_settings.asks_for("FSDP"):
         return
     for key, value in FSDP_NEEDS.items():
         found = os.environ.get(key.upper(), "unset")

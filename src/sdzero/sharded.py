@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sdzero import zero
-from sdzero.process_group import asks_for
+from sdzero.deepspeed_settings import asks_for
 
 
 def is_asked_for() -> bool:

@@ -50,6 +50,7 @@ from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from sdzero.baselines.grpo_rollouts import QuestionRows, Rollouts, most_steps, verdict_reward
 from sdzero.baselines.spending import TokenSpending, schedule_by_spending
+from sdzero.deepspeed_settings import asks_for
 from sdzero.errors import UserError
 from sdzero.method.adapter_checkpoints import KeepsAdapters
 from sdzero.method.alarms import alarms_for
@@ -60,7 +61,6 @@ from sdzero.method.training import (
     StopWhenSpent,
     training_arguments,
 )
-from sdzero.process_group import asks_for
 from sdzero.recipe_baselines import GrpoSettings
 from sdzero.run_context import Budget, RunContext
 
