@@ -46,26 +46,21 @@ def run_results(recipe: Recipe, run: RunDir, ledger: Ledger, found: Mapping[str,
     """The object of `results.json` (design, contract 12), of one seed."""
     spent = ledger.by_stage()
 
-    def took(key: str, *stages: str) -> Any:
-        return sum(spent.get(stage, {}).get(key, 0) for stage in stages)
+    stages_of = {
+        "srt": ("labels", "collect", "srt"),
+        **{name: ("labels", name) for name in BASELINES},
+        "sdzero": TRAINING_STAGES,
+    }
 
-    responses = {
-        "base": 0,
-        "srt": took("responses", "labels", "collect"),
-        **{name: took("responses", "labels", name) for name in BASELINES},
-    }
-    responses["sdzero"] = responses["srt"] + took("responses", "distill")
-    seconds = {
-        "base": 0.0,
-        "srt": took("seconds", "labels", "collect", "srt"),
-        **{name: took("seconds", "labels", name) for name in BASELINES},
-    }
-    seconds["sdzero"] = seconds["srt"] + took("seconds", "distill")
-    joules = {
-        "srt": ledger.joules("labels", "collect", "srt"),
-        **{name: ledger.joules("labels", name) for name in BASELINES},
-        "sdzero": ledger.joules(*TRAINING_STAGES),
-    }
+    def took(key: str) -> dict[str, Any]:
+        return {
+            name: sum(spent.get(stage, {}).get(key, 0) for stage in stages)
+            for name, stages in stages_of.items()
+        }
+
+    responses = {"base": 0} | took("responses")
+    seconds = {"base": 0.0} | took("seconds")
+    joules = {name: ledger.joules(*stages) for name, stages in stages_of.items()}
     labels = label_results(run, recipe)
     return {
         "schema": SCHEMA,
