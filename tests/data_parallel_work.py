@@ -35,9 +35,7 @@ METRICS = ("step", "loss", "grad_norm", "learning_rate", "reward", "tokens", "di
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    return {
-        name: whole(without_zero(model, name, p.detach())).clone() for name, p in model.named_parameters()
-    }
+    return {name: whole(without_zero(model, name, p)).clone() for name, p in model.named_parameters()}
 
 
 def teacher_weights(teacher: Teacher) -> dict[str, torch.Tensor]:

@@ -41,12 +41,13 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, gathered if it is sharded."""
+    """The whole of a tensor's value, gathered if it is sharded."""
     if zero.is_cut_up(tensor):
         return zero.whole(tensor)
-    if not isinstance(tensor, DTensor):
-        return tensor
-    gathered: torch.Tensor = tensor.full_tensor()
+    value = tensor.detach()
+    if not isinstance(value, DTensor):
+        return value
+    gathered: torch.Tensor = value.full_tensor()
     return gathered
 
 
@@ -58,8 +59,7 @@ def without_zero(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> tor
     if not zero.is_managed(model):
         return tensor
     owner, _, own = name.rpartition(".")
-    tensor = getattr(model.get_submodule(owner), own)
-    return whole(tensor if zero.is_cut_up(tensor) else tensor.detach())
+    return whole(getattr(model.get_submodule(owner), own))
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -73,9 +73,8 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     state = model.state_dict(keep_vars=True)
     for tensor in state.values():
         if id(tensor) not in found:
-            own = tensor if zero.is_cut_up(tensor) else tensor.detach()
             # ZeRO-2's parameters are views into one buffer.
-            found[id(tensor)] = whole(own).to("cpu", copy=zero.is_managed(model))
+            found[id(tensor)] = whole(tensor).to("cpu", copy=zero.is_managed(model))
     return {name: found[id(tensor)] for name, tensor in state.items()}
 
 

@@ -136,9 +136,12 @@ class ShardedTeacher(Teacher):
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Its head, gathered; whoever asked drops it."""
-        weight, bias = (None if own is None else sharded.whole(own.detach()) for own in self._head())
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        weight, bias = (
+            None if own is None else sharded.whole(own).to(self.device) for own in (head.weight, head.bias)
+        )
         assert weight is not None, "a linear layer has a weight"
-        return weight.to(self.device), None if bias is None else bias.to(self.device)
+        return weight, bias
 
     def join(self, passes: int, token_id: int) -> None:
         """So many passes over one token, and the head: what the others gather, this process gathers too."""
@@ -146,10 +149,6 @@ class ShardedTeacher(Teacher):
         for _ in range(passes):
             self.hidden_states(ids_BT, torch.zeros(1, dtype=torch.long))
         self.head()
-
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return head.weight, head.bias
 
     def _free(self) -> None:
         """Free what is gathered still: the embedding, the norm and the head, which FSDP2 keeps for a backward
