@@ -1,6 +1,5 @@
 """Rollouts one step ahead: what goes on while a step is updated, and what must wait."""
 
-import copy
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from ahead_bench import (
+    EngineElsewhere,
     assert_nothing_goes_on,
     assert_same_weights,
     before_each_update,
@@ -19,7 +19,6 @@ from ahead_bench import (
 )
 from distill_bench import QUESTIONS, Bench
 from sdzero.rollout.engine import Request, Response, Sampling
-from sdzero.rollout.transformers_engine import TransformersEngine
 from sdzero.verify.math import MathVerifier
 from sdzero.verify.verdict import Verdict
 
@@ -117,26 +116,16 @@ def test_an_evaluation_waits_until_the_verifier_is_free(tmp_path: Path) -> None:
     assert scored == [1, 2, 3]
 
 
-class ElsewhereEngine(TransformersEngine):
-    """Samples with a copy of the student, as an engine on other devices would; and slowly: it begins with
-    the responses of a step only when the update of the step before has been computed. It reads the student's
-    weights when they are needed, which must not be while they are trained."""
+class SlowEngineElsewhere(EngineElsewhere):
+    """Begins with the responses of a step only when the update of the step before has been computed."""
 
-    def __init__(self, student: PreTrainedModel, events: Events | None, *args: Any) -> None:
-        super().__init__(copy.deepcopy(student), *args)
-        self.student, self.events, self.calls, self.samples = student, events, 0, threading.Lock()
-        self.threads: list[str] = []
-        self.held = 0
-
-    @property
-    def samples_elsewhere(self) -> bool:
-        return True
+    def __init__(self, bench: Bench, events: Events | None) -> None:
+        super().__init__(bench)
+        self.events, self.calls, self.samples = events, 0, threading.Lock()
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Response]]]:
-        self.read_weights()
         with self.samples:
             step, self.calls = self.calls, self.calls + 1
-            self.threads.append(threading.current_thread().name)
             if step and self.events is not None:
                 self.events.wait_for("updated", step - 1)
                 self.events.note("sampled", step)
@@ -145,20 +134,12 @@ class ElsewhereEngine(TransformersEngine):
     def take_weights(self, model: PreTrainedModel, steps: int = 1) -> None:
         assert not self.samples.locked(), "other weights are announced while the old ones sample"
         assert model is self.student
-        self._weight_version += steps
-
-    def read_weights(self) -> None:
-        if self.held != self.weight_version:
-            assert threading.current_thread() is threading.main_thread(), "read while they are trained"
-            self.model.load_state_dict(self.student.state_dict())
-            self.held = self.weight_version
+        super().take_weights(model, steps)
 
 
-def elsewhere_bench(folder: Path, events: Events | None, **settings: Any) -> tuple[Bench, ElsewhereEngine]:
-    bench = Bench(folder, QUESTIONS[:32], rollouts_ahead=1, **settings)
-    roles, pad = bench.sampler.roles, bench.tokenizer.pad_token_id
-    engine = ElsewhereEngine(bench.model, events, [roles.end_token_id], pad)
-    bench.sampler.engine = engine
+def elsewhere_bench(folder: Path, events: Events | None) -> tuple[Bench, SlowEngineElsewhere]:
+    bench = Bench(folder, QUESTIONS[:32], rollouts_ahead=1)
+    bench.sampler.engine = engine = SlowEngineElsewhere(bench, events)
     if events is not None:
         before_each_update(bench, lambda step: events.note("updated", step))
     return bench, engine
