@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -56,6 +57,22 @@ def make_recipe(**distill: Any) -> Recipe:
             "evaluate": {"max_new_tokens": 64},
         }
     )
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def scored_every(steps: int) -> dict[str, Any]:
+    """Arguments of a trainer that scores the tuning set so often, and takes the best model at the end."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": steps,
+        "save_steps": steps,
+        "metric_for_best_model": "avg",
+        "greater_is_better": True,
+        "load_best_model_at_end": True,
+    }
 
 
 class Bench:
@@ -133,6 +150,20 @@ class Bench:
         self.trainer.train(resume_from_checkpoint=last_complete_checkpoint(self.checkpoints))
         self.run.close()
         return self.logged
+
+    def train_until(self, step: int) -> None:
+        """Train, and die when so many steps are done and the responses of the next one are there."""
+        compute = self.trainer.compute_loss
+
+        def dying(*arguments: Any, **keywords: Any) -> Any:
+            if self.trainer.state.global_step == step:
+                raise Killed
+            return compute(*arguments, **keywords)
+
+        self.trainer.compute_loss = dying
+        with pytest.raises(Killed):
+            self.train()
+        self.run.close()
 
 
 def placed(model: PreTrainedModel, source: str, placement: str) -> Teacher:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data_parallel_work import tiny_model, weights_of
-from distill_bench import QUESTIONS, Bench, perturbed
+from distill_bench import QUESTIONS, Bench, perturbed, scored_every
 from sdzero import ranks
 from sdzero.errors import UserError
 from sdzero.method import objectives, srt
@@ -78,14 +78,7 @@ def best_model(folder: Path) -> dict[str, Any]:
         QUESTIONS,
         teacher=perturbed(tiny_model(torch.float32)),
         tuning_score=score,
-        extra={
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "save_steps": 1,
-            "metric_for_best_model": "avg",
-            "greater_is_better": True,
-            "load_best_model_at_end": True,
-        },
+        extra=scored_every(1),
         batch_size=4,
         micro_batch_size=2,
         checkpoint_every=1,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from distill_bench import QUESTIONS, Bench, dense_log_probabilities, make_recipe, stored_pairs
+from distill_bench import QUESTIONS, Bench, dense_log_probabilities, make_recipe, scored_every, stored_pairs
 from sdzero import lora_start, tiny
 from sdzero.adapters import (
     adapter_parameters,
@@ -312,20 +312,7 @@ def test_four_steps_are_two_and_two_steps(tmp_path: Path, settings: dict[str, An
     whole = Bench(tmp_path / "whole", QUESTIONS[:16], lora=lora, **SMALL, **settings)
     whole.train()
     cut = Bench(tmp_path / "cut", QUESTIONS[:16], lora=lora, **SMALL, **settings)
-    compute = cut.trainer.compute_loss
-
-    class StopHere(BaseException):
-        pass
-
-    def dying(*arguments: Any, **keywords: Any) -> Any:
-        if cut.trainer.state.global_step == 3:
-            raise StopHere
-        return compute(*arguments, **keywords)
-
-    cut.trainer.compute_loss = dying
-    with pytest.raises(StopHere):
-        cut.train()
-    cut.run.close()
+    cut.train_until(3)
     kept = next((tmp_path / "cut/distill/checkpoints").glob("checkpoint-2"))
     assert not (kept / "model.safetensors").exists()
     again = Bench(tmp_path / "cut", QUESTIONS[:16], lora=lora, **SMALL, **settings)
@@ -344,15 +331,8 @@ def test_the_best_adapter_on_the_tuning_set_is_kept(tmp_path: Path) -> None:
         seen[step] = [p.detach().clone() for p in adapter_parameters(benches[0].model).values()]
         return {"avg": {2: 0.9, 4: 0.4}[step]}
 
-    evaluation = {
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "metric_for_best_model": "avg",
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
-    }
     benches.append(
-        Bench(tmp_path / "run", QUESTIONS[:16], tuning_score=score, extra=evaluation, lora=LORA, **SMALL)
+        Bench(tmp_path / "run", QUESTIONS[:16], tuning_score=score, extra=scored_every(2), lora=LORA, **SMALL)
     )
     benches[0].train()
     kept = list(adapter_parameters(benches[0].model).values())

@@ -13,7 +13,7 @@ from ahead_bench import (
     rows_exist,
     rows_of,
 )
-from distill_bench import QUESTIONS, Bench
+from distill_bench import QUESTIONS, Bench, Killed, scored_every
 from sdzero.errors import CollapseError, UserError
 from sdzero.method.training import StopWithoutProgress
 
@@ -21,10 +21,6 @@ from sdzero.method.training import StopWithoutProgress
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return left_alone_in(tmp_path_factory.mktemp("ahead") / "whole")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def die_in_an_update(bench: Bench, step: int) -> None:
@@ -168,14 +164,7 @@ def test_after_an_early_stop_the_step_that_was_begun_is_counted_once(tmp_path: P
         tmp_path / "run",
         QUESTIONS,
         tuning_score=lambda step: {"avg": scores[step]},
-        extra={
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "save_steps": 1,
-            "metric_for_best_model": "avg",
-            "greater_is_better": True,
-            "load_best_model_at_end": True,
-        },
+        extra=scored_every(1),
         rollouts_ahead=1,
         checkpoint_every=1,
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from distill_bench import QUESTIONS, Bench, make_recipe, perturbed
+from distill_bench import QUESTIONS, Bench, make_recipe, perturbed, scored_every
 from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.distill import SelfDistillationTrainer
@@ -274,21 +274,7 @@ def test_four_steps_are_two_and_two_steps(tmp_path: Path) -> None:
     whole = Bench(tmp_path / "whole", QUESTIONS[:32], **settings)
     whole.train()
     cut = Bench(tmp_path / "cut", QUESTIONS[:32], **settings)
-
-    class StopHere(BaseException):
-        pass
-
-    compute = cut.trainer.compute_loss
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        if cut.trainer.state.global_step == 3:
-            raise StopHere
-        return compute(*args, **kwargs)
-
-    cut.trainer.compute_loss = dying
-    with pytest.raises(StopHere):
-        cut.train()
-    cut.run.close()
+    cut.train_until(3)
     sampled_before = (tmp_path / "cut/distill/rollouts/step-000003.jsonl").stat().st_mtime_ns
     again = Bench(tmp_path / "cut", QUESTIONS[:32], **settings)
     logged = again.train()
@@ -311,14 +297,7 @@ def test_the_best_checkpoint_on_the_tuning_set_is_kept(tmp_path: Path) -> None:
         seen[step] = fingerprint(benches[0].model)
         return {"avg": scores[step]}
 
-    evaluation = {
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "metric_for_best_model": "avg",
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
-    }
-    benches.append(Bench(tmp_path / "run", QUESTIONS, tuning_score=score, extra=evaluation))
+    benches.append(Bench(tmp_path / "run", QUESTIONS, tuning_score=score, extra=scored_every(2)))
     benches[0].train()
     assert sorted(seen) == [2, 4, 6]
     assert fingerprint(benches[0].model) == seen[4]
@@ -326,21 +305,13 @@ def test_the_best_checkpoint_on_the_tuning_set_is_kept(tmp_path: Path) -> None:
 
 def test_training_stops_early_when_the_tuning_score_falls(tmp_path: Path) -> None:
     recipe_keys = {"evaluate_every": 1, "early_stop_patience": 2}
-    evaluation = {
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_steps": 1,
-        "metric_for_best_model": "avg",
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
-    }
     steps: list[int] = []
 
     def score(step: int) -> dict[str, float]:
         steps.append(step)
         return {"avg": 1.0 / step}
 
-    bench = Bench(tmp_path / "run", QUESTIONS, tuning_score=score, extra=evaluation)
+    bench = Bench(tmp_path / "run", QUESTIONS, tuning_score=score, extra=scored_every(1))
     bench.run.close()
     with pytest.raises(ValueError, match="tuning"):
         make_recipe(**recipe_keys)  # a recipe needs a tuning set for it

@@ -196,21 +196,7 @@ def test_four_steps_are_two_and_two_steps_with_options(tmp_path: Path, settings:
     whole = Bench(tmp_path / "whole", QUESTIONS[:32], **settings)
     whole.train()
     cut = Bench(tmp_path / "cut", QUESTIONS[:32], **settings)
-
-    class StopHere(BaseException):
-        pass
-
-    compute = cut.trainer.compute_loss
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        if cut.trainer.state.global_step == 3:
-            raise StopHere
-        return compute(*args, **kwargs)
-
-    cut.trainer.compute_loss = dying
-    with pytest.raises(StopHere):
-        cut.train()
-    cut.run.close()
+    cut.train_until(3)
     again = Bench(tmp_path / "cut", QUESTIONS[:32], **settings)
     assert [row["step"] for row in again.train()] == [3, 4]
     for name, parameter in whole.model.named_parameters():

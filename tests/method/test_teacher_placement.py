@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
-from data_parallel_work import FSDP2, phase_2, sharded_teacher, with_fsdp, without_fsdp
+from data_parallel_work import FSDP2, assert_equal_weights, phase_2, sharded_teacher, with_fsdp, without_fsdp
 from distill_bench import QUESTIONS, Bench, make_recipe, placed
 from in_ranks import in_ranks
 from sdzero.cli import app
@@ -166,20 +166,7 @@ def test_training_and_resuming_do_not_depend_on_it(tmp_path: Path) -> None:
     whole.train()
     settings = SMALL | {"teacher_placement": "cpu", "checkpoint_every": 1}
     cut = Bench(tmp_path / "cpu", QUESTIONS[:8], **settings)
-    compute = cut.trainer.compute_loss
-
-    class StopHere(BaseException):
-        pass
-
-    def dying(*arguments: Any, **keywords: Any) -> Any:
-        if cut.trainer.state.global_step == 1:
-            raise StopHere
-        return compute(*arguments, **keywords)
-
-    cut.trainer.compute_loss = dying
-    with pytest.raises(StopHere):
-        cut.train()
-    cut.run.close()
+    cut.train_until(1)
     again = Bench(tmp_path / "cpu", QUESTIONS[:8], **settings)
     assert isinstance(again.teacher, StreamedTeacher)
     assert [row["step"] for row in again.train()] == [2]
@@ -248,9 +235,7 @@ def test_without_fsdp_there_is_nothing_to_shard_with(tmp_path: Path) -> None:
 
 def assert_as_alone(found: dict[str, Any], alone: dict[str, Any]) -> None:
     for who in ("student", "teacher"):
-        assert found[who].keys() == alone[who].keys()
-        for name, weight in alone[who].items():
-            torch.testing.assert_close(found[who][name], weight, rtol=0, atol=1e-10)
+        assert_equal_weights(found[who], alone[who], 1e-10)
     for row, expected in zip(found["metrics"], alone["metrics"], strict=True):
         assert row == pytest.approx(expected, rel=1e-6)
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_parallel_work import phase_2, srt
+from data_parallel_work import ledger_of, phase_2, srt
 from in_ranks import in_ranks
 from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.zero_training import check_checkpoint
 from sdzero.recipe_lora import LoraSettings
-from support import environment, micro_recipe, read_jsonl, sdzero, without_seconds
+from support import environment, micro_recipe, sdzero
 from zero_work import and_lets_go, best_model, fails_on, in_chunks, with_zero
 
 pytestmark = [
@@ -56,11 +56,6 @@ def assert_like(found: Found, expected: Found, start: Found) -> None:
 def assert_same(found: Found, expected: Found) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-
-
-def ledger_of(folder: Path) -> dict[tuple[str, str], Any]:
-    rows = read_jsonl(folder / "ledger.jsonl")
-    return {(row["stage"], row["key"]): without_seconds(row) for row in rows}
 
 
 def responses_of(folder: Path) -> list[bytes]:
