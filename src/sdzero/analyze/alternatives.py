@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sdzero.method.divergence import automatic_chunk
-from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.hidden import check_output_head, evaluating, hidden_states, logits_of, output_head
 from sdzero.method.micro_batches import make_micro_batch
 from sdzero.method.roles import DistillationPair
 
@@ -46,11 +46,8 @@ def token_alternatives(
         raise ValueError(f"count must be at least 1, not {count}")
     check_output_head(model)
     check_output_head(teacher_model)
-    modes = model.training, teacher_model.training
-    model.train(False)
-    teacher_model.train(False)
     found = []
-    with torch.no_grad():
+    with evaluating(model, teacher_model):
         for pair in pairs:
             batch = make_micro_batch([(pair, 0)], [], pad=0)
             student = _alternatives(
@@ -65,8 +62,6 @@ def token_alternatives(
                 chunk_tokens,
             )
             found.append((student, teacher))
-    model.train(modes[0])
-    teacher_model.train(modes[1])
     return found
 
 
@@ -87,7 +82,7 @@ def _alternatives(
     probabilities: list[list[float]] = []
     target: list[float] = []
     for start in range(0, len(targets), size):
-        probabilities_TV = head(hidden_TD[start : start + size]).float().softmax(-1)
+        probabilities_TV = logits_of(head, hidden_TD[start : start + size]).float().softmax(-1)
         top = probabilities_TV.topk(min(count, vocabulary), dim=-1)
         ids += top.indices.tolist()
         probabilities += top.values.tolist()

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from sdzero.evaluate.stats import interval_over_seeds
 from sdzero.method.divergence import DivergenceKind, divergence_from_hidden
-from sdzero.method.hidden import check_output_head, hidden_states, output_head
+from sdzero.method.hidden import check_output_head, evaluating, hidden_states, output_head
 from sdzero.method.micro_batches import make_micro_batch
 from sdzero.method.roles import AlignmentError, DistillationPair
 
@@ -58,10 +58,7 @@ def token_divergences(
     # Like lengths side by side waste less on padding.
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index].teacher_ids))
     rows: dict[int, list[float]] = {}
-    modes = model.training, teacher_model.training
-    model.train(False)
-    teacher_model.train(False)
-    with torch.no_grad():
+    with evaluating(model, teacher_model):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             values_T = _batch_divergences(
@@ -70,8 +67,6 @@ def token_divergences(
             lengths = [len(pairs[index].targets) for index in chosen]
             for index, own_T in zip(chosen, torch.split(values_T, lengths), strict=True):
                 rows[index] = own_T.tolist()
-    model.train(modes[0])
-    teacher_model.train(modes[1])
     return [rows[index] for index in range(len(pairs))]
 
 

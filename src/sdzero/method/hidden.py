@@ -1,6 +1,7 @@
 """From token ids to the hidden states that predict the targets, and the head that reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
@@ -50,6 +51,20 @@ def hidden_states(
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N.to(hidden_BTD.device)]
 
 
+@contextmanager
+def evaluating(*models: PreTrainedModel) -> Iterator[None]:
+    """Eval mode and no gradients for what the block does; then each model is in the mode it was in."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.train(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
 def check_output_head(model: PreTrainedModel) -> None:
     """Assert that logits are the output head applied to the last hidden state, and nothing more.
 
@@ -57,13 +72,10 @@ def check_output_head(model: PreTrainedModel) -> None:
     of another model. Raises UserError for those.
     """
     ids_BT = probe_ids(model.device)
-    was_training = model.training
-    model.train(False)
-    with torch.no_grad():
+    with evaluating(model):
         expected = model(input_ids=ids_BT, use_cache=False).logits[0]
         hidden_TD = hidden_states(model, ids_BT, torch.arange(PROBE_TOKENS))
         actual = logits_of(output_head(model), hidden_TD)
-    model.train(was_training)
     check_logits(model, actual, expected)
 
 
