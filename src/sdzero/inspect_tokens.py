@@ -22,7 +22,7 @@ from sdzero.method.srt import srt_rows
 from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
 from sdzero.questions.sources import load_questions
-from sdzero.recipe_io import load_recipe
+from sdzero.recipe_io import recipe_of_run
 from sdzero.run_dir import RunDir
 
 SHADES = ((2.0, "white on red3"), (1.0, "black on dark_orange"), (0.3, "black on gold3"), (0.05, "yellow"))
@@ -38,11 +38,7 @@ def shade(nats: float) -> str:
 
 def inspect_question(folder: Path, question: str, console: Console) -> None:
     """Print all that was measured of a question. Raises UserError if that is nothing."""
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(
-            "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
-        )
-    run = RunDir.unlocked(folder)
+    recipe, run = recipe_of_run(folder), RunDir.unlocked(folder)
     if not run.path(TOKENS).is_file():
         raise UserError(
             "the run's tokens were not measured", str(folder), f"run `sdzero localize {folder}` first"
@@ -57,7 +53,6 @@ def inspect_question(folder: Path, question: str, console: Console) -> None:
             f"measured are: {known}; or measure more with `sdzero localize {folder} --responses N`",
         )
     vocabulary = run.read_json(VOCABULARY)
-    recipe = load_recipe(folder / "recipe.yaml")
     tokenizer = load_tokenizer(recipe.model.path)
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     questions = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)

@@ -17,7 +17,7 @@ from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
 from sdzero.offline import kept_in
 from sdzero.questions.sources import load_questions
-from sdzero.recipe_io import load_recipe
+from sdzero.recipe_io import recipe_of_run
 from sdzero.run_dir import RunDir
 from sdzero.verify.verdict import Outcome, Verdict
 
@@ -98,11 +98,7 @@ def sequences_as_json(folder: Path, count: int) -> list[dict[str, Any]]:
 
 def _examples(folder: Path, count: int) -> tuple[PreTrainedTokenizerBase, list[Example]]:
     """Examples of every kind. Raises UserError if the folder is not a run, or has none yet."""
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(
-            "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
-        )
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = recipe_of_run(folder)
     run = RunDir.unlocked(folder)
     questions = {}
     with kept_in(recipe):

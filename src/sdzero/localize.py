@@ -28,7 +28,7 @@ from sdzero.models import load_model, load_tokenizer, resolve_path
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.recipe import Recipe
-from sdzero.recipe_io import load_recipe
+from sdzero.recipe_io import recipe_of_run
 from sdzero.run_context import Report
 from sdzero.run_dir import RunDir
 from sdzero.verify.verdict import Outcome, Verdict
@@ -53,11 +53,7 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
     What was measured before is replaced. Raises UserError for a folder that is no run, or has no SRT model or
     no responses yet, or whose SRT model was damaged.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(
-            "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
-        )
-    recipe, run = load_recipe(folder / "recipe.yaml"), RunDir.unlocked(folder)
+    recipe, run = recipe_of_run(folder), RunDir.unlocked(folder)
     tokenizer = load_tokenizer(recipe.model.path)
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     questions = {q.id: q for q in load_questions(recipe.data, empty_answers=recipe.labels.is_majority)}
