@@ -128,6 +128,19 @@ def test_a_damaged_model_is_not_measured(
         localize(Path("run"), 1, print)
 
 
+def test_a_model_that_only_the_hub_has_is_not_asked_for(measured: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    recipe = (folder / "recipe.yaml").read_text()
+    assert recipe.count("path: tiny\n") == 1
+    (folder / "recipe.yaml").write_text(recipe.replace("path: tiny\n", "path: owner/some-model\n"))
+    question = read_jsonl(folder / "report/tokens.jsonl")[0]["question"]
+    for command in (["localize", str(folder)], ["inspect", str(folder), "--question", question]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 1
+        assert "owner/some-model is not on this machine, and the recipe is offline" in result.stderr
+
+
 def test_wrong_and_right_of_one_question_are_chosen_first() -> None:
     def row(question: str, outcome: str) -> dict[str, Any]:
         return {"question": question, "outcome": outcome, "token_ids": [1]}

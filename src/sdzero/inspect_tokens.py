@@ -21,6 +21,7 @@ from sdzero.method.roles import Roles
 from sdzero.method.srt import srt_rows
 from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
+from sdzero.offline import kept_in
 from sdzero.questions.sources import load_questions
 from sdzero.recipe_io import recipe_of_run
 from sdzero.run_dir import RunDir
@@ -53,9 +54,10 @@ def inspect_question(folder: Path, question: str, console: Console) -> None:
             f"measured are: {known}; or measure more with `sdzero localize {folder} --responses N`",
         )
     vocabulary = run.read_json(VOCABULARY)
-    tokenizer = load_tokenizer(recipe.model.path)
+    with kept_in(recipe):
+        tokenizer = load_tokenizer(recipe.model.path)
+        questions = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
-    questions = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)
     prompt = roles.generator_prompt(next(one for one in questions if one.id == question))
     for row in rows:
         print_response(row, vocabulary, console)

@@ -25,6 +25,7 @@ from sdzero.kept_models import check_kept_model
 from sdzero.method.objectives import phrase_reward
 from sdzero.method.roles import DistillationPair, Roles
 from sdzero.models import load_model, load_tokenizer, resolve_path
+from sdzero.offline import kept_in
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.recipe import Recipe
@@ -54,18 +55,22 @@ def localize(folder: Path, responses: int | None, report: Report) -> int:
     no responses yet, or whose SRT model was damaged.
     """
     recipe, run = recipe_of_run(folder), RunDir.unlocked(folder)
+    with kept_in(recipe):
+        return _measure(recipe, run, responses or recipe.report.responses, report)
+
+
+def _measure(recipe: Recipe, run: RunDir, wanted: int, report: Report) -> int:
     tokenizer = load_tokenizer(recipe.model.path)
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     questions = {q.id: q for q in load_questions(recipe.data, empty_answers=recipe.labels.is_majority)}
     named_start = _srt_folder(recipe, run)
     start = resolve_path(named_start)
-    wanted = responses or recipe.report.responses
     chosen, overlong = choose(
         _candidates(run), wanted, lambda row: _pair(row, questions, roles, recipe), recipe.distill.max_context
     )
     if not chosen:
         raise UserError(
-            "the run has no responses of its SRT model yet", str(folder), "run `sdzero evaluate` first"
+            "the run has no responses of its SRT model yet", str(run.root), "run `sdzero evaluate` first"
         )
     report(f"localize: {len(chosen)} responses, student and Reviser of {start}")
     check_kept_model(run, named_start)
