@@ -81,8 +81,10 @@ def _points(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float
             offset = last
         part = row.get("part")
         last = offset + float(row["step"])
-        if row.get(key) is not None and math.isfinite(row[key]):
-            points.append((last, float(row[key])))
+        # The log writes what is not finite as text.
+        value = math.nan if row.get(key) is None else float(row[key])
+        if math.isfinite(value):
+            points.append((last, value))
     return points
 
 
