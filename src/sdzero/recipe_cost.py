@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from sdzero.recipe_base import Settings
 
+JOULES_PER_KWH = 3.6e6
+
 
 class CostSettings(Settings):
     """Prices, in whatever currency, for what a comparison shows beside device-hours. None is built in.
@@ -31,4 +33,6 @@ class CostSettings(Settings):
         cost = (self.price_per_device_hour or 0.0) * device_seconds / 3600.0
         if self.energy_price_per_kwh is None:
             return cost
-        return None if joules is None else cost + self.energy_price_per_kwh * self.pue * joules / 3.6e6
+        return (
+            None if joules is None else cost + self.energy_price_per_kwh * self.pue * joules / JOULES_PER_KWH
+        )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sdzero.recipe_cost import JOULES_PER_KWH, CostSettings
+
 COUNTS = ("responses", "sampled_tokens", "trained_tokens", "seconds")
-JOULES_PER_KWH = 3.6e6
-NOT_MEASURED = "not measured"
 
 
 def stage_rows(budget: Mapping[str, Any]) -> list[list[str]]:
@@ -29,7 +29,7 @@ def stage_rows(budget: Mapping[str, Any]) -> list[list[str]]:
 def energy(joules: float | None) -> str:
     """Energy for people."""
     if joules is None:
-        return NOT_MEASURED
+        return "not measured"
     return f"{joules / JOULES_PER_KWH:.3g} kWh" if joules >= JOULES_PER_KWH / 100 else f"{joules:,.0f} J"
 
 
@@ -38,16 +38,12 @@ def cost(recipe: Mapping[str, Any], budget: Mapping[str, Any]) -> str | None:
 
     Devices times time where the ledger has that, else time, of one device.
     """
-    prices = recipe.get("cost") or {}
-    hour, kwh = prices.get("price_per_device_hour"), prices.get("energy_price_per_kwh")
-    if hour is None and kwh is None:
+    prices = CostSettings.model_validate(recipe.get("cost") or {})
+    if prices == CostSettings():
         return None
-    if kwh is not None and budget["joules"] is None:
+    total = prices.of(budget.get("device_seconds", budget["seconds"]), budget["joules"])
+    if total is None:
         return "not known: energy has a price and was not measured"
-    seconds = budget.get("device_seconds", budget["seconds"])
-    total = (hour or 0.0) * seconds / 3600
-    if kwh is not None:
-        total += kwh * prices.get("pue", 1.0) * budget["joules"] / JOULES_PER_KWH
     return f"{total:,.4g} (in the currency of the recipe's prices)"
 
 
