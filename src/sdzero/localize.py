@@ -10,7 +10,7 @@ that stands in it; `report/localization.json`, the shares of `sdzero.analyze.loc
 responses; `report/style.json`, how the responses of phase 2 read, step by step.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def _reward(row: Row) -> int:
 def choose(
     rows: Iterable[Row],
     wanted: int,
-    pair_of: Any,
+    pair_of: Callable[[Row], DistillationPair],
     limit: int | None,
 ) -> tuple[list[tuple[Row, DistillationPair]], int]:
     """`wanted` responses of each verdict with their pairs, and how many over-long ones were passed over.
@@ -151,7 +151,7 @@ def choose(
         verdicts.setdefault(row["question"], set()).add(_reward(row))
     chosen: list[tuple[Row, DistillationPair]] = []
     overlong = 0
-    taken: dict[tuple[str, int], None] = {}
+    taken: set[tuple[str, int]] = set()
     of_outcome: dict[str, int] = {}
     for has_both in (True, False):
         for row in graded:
@@ -163,7 +163,7 @@ def choose(
             if limit is not None and pair.context_tokens > limit:
                 overlong += 1
                 continue
-            taken[key] = None
+            taken.add(key)
             of_outcome[row["outcome"]] = of_outcome.get(row["outcome"], 0) + 1
             chosen.append((row, pair))
     return chosen, overlong

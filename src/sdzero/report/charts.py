@@ -31,7 +31,6 @@ class Chart:
 
     title: str
     svg: str
-    description: str
     x_label: str
     table: list[tuple[str, list[tuple[str, str]]]]
     styles: list[int]
@@ -95,7 +94,6 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], percent: bool = 
     return Chart(
         title=title,
         svg=svg(WIDTH, HEIGHT, f"{title}, by {x_label}. {description}", "".join(parts)),
-        description=description,
         x_label=x_label,
         table=[
             (

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def read_sources(folders: Sequence[Path], plan: Path | None = None) -> Sources:
     if plan is not None:
         if len(runs) != 1:
             raise UserError("a plan is for one run", str(plan), "name one run's folder")
-        runs = [_with_plan(runs[0], plan)]
+        runs = [replace(runs[0], plan=_read_json(plan))]
     return Sources(runs, pooled, comparison, studies)
 
 
@@ -131,10 +131,6 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, Any]:
         return {}
     found = [{name: {"scores": run.scores[name]} for name in shared} for run in runs]
     return paired(shared, found, REFERENCE, reference_first=True)
-
-
-def _with_plan(run: RunFacts, plan: Path) -> RunFacts:
-    return RunFacts(**(vars(run) | {"plan": _read_json(plan)}))
 
 
 def _seed_folders(folder: Path) -> list[Path]:

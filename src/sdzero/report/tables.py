@@ -12,6 +12,8 @@ from sdzero.results import NAMES, over_seeds
 
 Z_95 = 1.959964
 """Half the width of a 95% interval in standard errors."""
+FOLLOWS = {"above": "above", "below": "below", "undecided": "not shown to differ"}
+"""What the table says of where a difference's interval lies."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,7 @@ def difference_table(against: dict[str, Any], questions: int | None) -> Table:
                 NAMES.get(name, name),
                 percent(own["difference"], own["interval"], "+"),
                 p_value(own["p"]),
-                {"undecided": "not shown to differ"}.get(
-                    comes_out(own["interval"]), comes_out(own["interval"])
-                ),
+                FOLLOWS[comes_out(own["interval"])],
             ]
             for name, own in against.items()
         ],
@@ -97,11 +97,10 @@ def _run_table(run: RunFacts, name: str) -> Table:
         if model not in evaluations:
             continue
         own, revision = evaluations[model], results["revision"].get(model)
-        half = Z_95 * own["se"]
         rows.append(
             [
                 label,
-                percent(own["avg"], (own["avg"] - half, own["avg"] + half)),
+                _score(own),
                 f"{own['pass_at_k']:.1%}",
                 f"{own['mean_tokens']:.1f}",
                 f"{revision['correction_rate']:.1%}" if revision else "",
@@ -126,6 +125,12 @@ def _run_table(run: RunFacts, name: str) -> Table:
         ],
         rows,
     )
+
+
+def _score(evaluation: dict[str, Any]) -> str:
+    """One run's avg@k with its interval over questions."""
+    average, half = evaluation["avg"], Z_95 * evaluation["se"]
+    return percent(average, (average - half, average + half))
 
 
 def _seeds_table(runs: Sequence[RunFacts]) -> Table:
@@ -160,10 +165,7 @@ def _side_by_side(runs: Sequence[RunFacts]) -> Table:
 
     def cell(run: RunFacts, name: str) -> str:
         own = (run.results or {})["evaluations"].get(name)
-        if own is None:
-            return ""
-        half = Z_95 * own["se"]
-        return percent(own["avg"], (own["avg"] - half, own["avg"] + half))
+        return "" if own is None else _score(own)
 
     return Table(
         "Scores of the runs side by side, 95% intervals over questions",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sdzero.compare_results import percent
 from sdzero.report.source import RunFacts, Sources
 from sdzero.results import NAMES
 
@@ -39,9 +40,8 @@ def sentence(beginning: str, against: Mapping[str, Any]) -> str:
         return f"{beginning} SD-Zero was scored alone: there is nothing to set it against."
     groups: dict[str, list[str]] = {"above": [], "undecided": [], "below": []}
     for name, own in against.items():
-        low, high = own["interval"]
-        shown = f"{NAMES.get(name, name)} ({own['difference']:+.1%} [{low:+.1%}, {high:+.1%}])"
-        groups[comes_out(own["interval"])].append(shown)
+        difference = percent(own["difference"], own["interval"], "+")
+        groups[comes_out(own["interval"])].append(f"{NAMES.get(name, name)} ({difference})")
     words = {
         "above": "is above {}",
         "undecided": "is not shown to differ from {}",
