@@ -90,8 +90,5 @@ def growth(found: Mapping[str, Any], processes: Mapping[str, Any]) -> str:
     took = ", ".join(f"{row['seconds']:.2f} s with {row['size']}" for row in processes["sizes"])
     line = f"Processes of one thread each, one batch: {took}."
     if not processes["same weights"]:
-        line += (
-            " The two did not end with the same weights: phase 2 does not train data-parallel yet,"
-            " and there is no ratio."
-        )
+        line += " The two did not end with the same weights, so there is no ratio."
     return "\n".join([*lines, "", line])
