@@ -12,6 +12,8 @@ from sdzero.cli import score_commands  # noqa: F401
 from sdzero.cli import model_commands  # noqa: F401
 from sdzero.cli import report_commands  # noqa: F401
 from sdzero.cli import machine_commands  # noqa: F401
+from sdzero.cli import bundle_commands  # noqa: F401
+from sdzero.cli import plan_commands  # noqa: F401
 
 # isort: on
 from sdzero.cli.app import app

@@ -1,4 +1,4 @@
-"""The commands around a run: `doctor`, `init`, `watch`, `plan`, `bench`, `bundle`."""
+"""The commands around a run: `doctor`, `init`, `watch`."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sdzero import plan_commands
-from sdzero.bundle_commands import bundle_commands
 from sdzero.cli.app import AsJson, Debug, Output, Overrides, app
-from sdzero.cli.running import guarded, told
+from sdzero.cli.running import guarded
 from sdzero.cli.screen import console, report, say_json, say_line
 from sdzero.network_guard import guarded as guarded_network
 from sdzero.offline import load_recipe
@@ -116,8 +114,3 @@ def watch(
         watch_run(folder, console, once=once, as_json=as_json, every=every, write=say_line)
 
     guarded(work, debug, as_json)
-
-
-app.add_typer(bundle_commands(guarded, report), name="bundle")
-app.command()(told(plan_commands.plan))
-app.command()(told(plan_commands.bench))

@@ -1,6 +1,5 @@
 """How every command runs and ends: errors in words, several processes, an open run, its results."""
 
-import functools
 import shlex
 import sys
 from collections.abc import Callable
@@ -62,19 +61,6 @@ def guarded(command: Callable[[], None], debug: bool, as_json: bool = False) -> 
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: run the same command again to go on from here")
         raise typer.Exit(130) from None
-
-
-def told(command: Callable[..., Any]) -> Callable[..., None]:
-    """The command, with errors told as `guarded` does; what it returns is the exit status, if it is not 0."""
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        statuses: list[Any] = []
-        guarded(lambda: statuses.append(command(**given)), bool(given["debug"]))
-        if any(statuses):
-            raise typer.Exit(1)
-
-    return run
 
 
 def in_processes(number: int) -> None:

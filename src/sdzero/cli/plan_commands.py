@@ -1,4 +1,4 @@
-"""The commands `sdzero plan` and `sdzero bench`; `sdzero.cli` registers them."""
+"""The commands `sdzero plan` and `sdzero bench`."""
 
 import errno
 import json
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdzero.cli.app import Debug, Overrides, RecipeArgument, app
+from sdzero.cli.running import guarded
 from sdzero.errors import UserError
 from sdzero.offline import load_recipe
 from sdzero.onprem.plan_cost import POWER_SHARE, PUE, Prices
@@ -18,10 +20,6 @@ if TYPE_CHECKING:
 WIDTH = 150
 """Columns where the output is no terminal: the tables are wide, and are not to be cut."""
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to override, as key=value (dots between levels).")
-]
 HardwareName = Annotated[
     str,
     typer.Option(
@@ -29,9 +27,9 @@ HardwareName = Annotated[
         show_default=False,
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+@app.command()
 def plan(
     recipe: RecipeArgument,
     hardware: HardwareName,
@@ -81,39 +79,49 @@ def plan(
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if it does not fit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
-) -> int:
+) -> None:
     """Memory, time, energy and cost of a run, before it.
 
     Example: sdzero plan recipes/qwen3-4b-math.yaml --hardware 8xH100-80GB
     """
-    from sdzero.onprem.plan import make_plan, to_json
+    fits = True
 
-    if parallel not in ("ddp", "fsdp2"):
-        raise UserError(f"`{parallel}` is no way to share the training", "--parallel", "use ddp or fsdp2")
-    settings = load_recipe(recipe, overrides or [])
-    prices = Prices(price_per_gpu_hour, hardware_price, years, utilisation, energy_price, pue, power_share)
-    made = make_plan(
-        settings,
-        hardware,
-        parallel=parallel,  # type: ignore[arg-type]
-        model_config=model_config,
-        mean_tokens=mean_tokens or [],
-        prompt_tokens=prompt_tokens,
-        right=right_share,
-        calibration=calibration,
-        measured_on=measured_on,
-        prices=prices,
-    )
-    rows = None
-    if against is not None:
-        from sdzero.onprem.plan_against import against as compared
+    def work() -> None:
+        nonlocal fits
+        from sdzero.onprem.plan import make_plan, to_json
 
-        rows = compared(made, against)
-    if as_json:
-        typer.echo(json.dumps(to_json(made) | ({} if rows is None else {"against": rows}), indent=2))
-    else:
-        _show(made, rows)
-    return 1 if strict and not made.fits else 0
+        if parallel not in ("ddp", "fsdp2"):
+            raise UserError(f"`{parallel}` is no way to share the training", "--parallel", "use ddp or fsdp2")
+        settings = load_recipe(recipe, overrides or [])
+        prices = Prices(
+            price_per_gpu_hour, hardware_price, years, utilisation, energy_price, pue, power_share
+        )
+        made = make_plan(
+            settings,
+            hardware,
+            parallel=parallel,  # type: ignore[arg-type]
+            model_config=model_config,
+            mean_tokens=mean_tokens or [],
+            prompt_tokens=prompt_tokens,
+            right=right_share,
+            calibration=calibration,
+            measured_on=measured_on,
+            prices=prices,
+        )
+        rows = None
+        if against is not None:
+            from sdzero.onprem.plan_against import against as compared
+
+            rows = compared(made, against)
+        if as_json:
+            typer.echo(json.dumps(to_json(made) | ({} if rows is None else {"against": rows}), indent=2))
+        else:
+            _show(made, rows)
+        fits = made.fits
+
+    guarded(work, debug)
+    if strict and not fits:
+        raise typer.Exit(1)
 
 
 def _show(made: "Plan", rows: "list[dict[str, Any]] | None") -> None:
@@ -137,6 +145,7 @@ def _show(made: "Plan", rows: "list[dict[str, Any]] | None") -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
 def bench(
     recipe: RecipeArgument,
     hardware: HardwareName,
@@ -155,20 +164,24 @@ def bench(
 
     Example: sdzero bench recipes/demo.yaml --hardware cpu
     """
-    from sdzero.bench import measure
 
-    try:  # before minutes of work, not after
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir() or not os.access(output.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"the calibration cannot be written ({error.strerror})",
-            str(output),
-            "name another file in --output",
-        ) from None
-    calibration = measure(
-        load_recipe(recipe, overrides or []), hardware, steps, questions, lambda line: typer.echo(line)
-    )
-    output.write_text(calibration.to_json(), encoding="utf-8")
-    typer.echo(f"calibration: {output}")
+    def work() -> None:
+        from sdzero.bench import measure
+
+        try:  # before minutes of work, not after
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.is_dir() or not os.access(output.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise UserError(
+                f"the calibration cannot be written ({error.strerror})",
+                str(output),
+                "name another file in --output",
+            ) from None
+        calibration = measure(
+            load_recipe(recipe, overrides or []), hardware, steps, questions, lambda line: typer.echo(line)
+        )
+        output.write_text(calibration.to_json(), encoding="utf-8")
+        typer.echo(f"calibration: {output}")
+
+    guarded(work, debug)
