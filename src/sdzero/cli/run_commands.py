@@ -1,14 +1,19 @@
 """The commands that train: `run` and its single stages."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdzero.cli.app import AsJson, Debug, NumProcesses, Output, Overrides, RecipeArgument, app
-from sdzero.cli.running import guarded, in_processes, on_stages, print_results, print_suite_of
+from sdzero.cli.running import (
+    guarded,
+    in_processes,
+    on_stages,
+    print_results,
+    print_suite_of,
+    recipe_and_folder,
+)
 from sdzero.cli.screen import report, say_json, showing
-from sdzero.offline import load_recipe
 
 
 @app.command()
@@ -31,17 +36,15 @@ def run(
     in_processes(num_processes)
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
+        settings, folder = recipe_and_folder(recipe, overrides, output, "-dry-run" if dry_run else "")
         if dry_run:
             from sdzero.dry_run import dry_run as try_out
 
-            tried = output or Path("runs") / f"{settings.name}-dry-run"
-            with showing(tried / "run") as progress:
-                results = try_out(settings, tried, report, progress)
+            with showing(folder / "run") as progress:
+                results = try_out(settings, folder, report, progress)
             if as_json:
                 say_json(results)
             return
-        folder = output or Path("runs") / settings.name
         if seeds == 1:
             print_results(on_stages(settings, folder, lambda stages: stages.run_all()), folder, as_json)
             print_suite_of(settings, folder, as_json)
@@ -81,8 +84,7 @@ def collect(
     """
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
-        folder = output or Path("runs") / settings.name
+        settings, folder = recipe_and_folder(recipe, overrides, output)
         on_stages(settings, folder, lambda stages: stages.collect(round_))
         report(f"traces: {folder / 'collect'}")
 
@@ -103,8 +105,7 @@ def srt(
     """
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
-        folder = output or Path("runs") / settings.name
+        settings, folder = recipe_and_folder(recipe, overrides, output)
         on_stages(settings, folder, lambda stages: stages.srt(round_))
         report(f"model: {folder / 'srt'}")
 
@@ -121,8 +122,7 @@ def distill(
     """
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
-        folder = output or Path("runs") / settings.name
+        settings, folder = recipe_and_folder(recipe, overrides, output)
         on_stages(settings, folder, lambda stages: stages.distill())
         report(f"model: {folder / 'distill' / 'model'}")
 

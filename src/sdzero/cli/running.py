@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,13 @@ from rich.markup import escape
 from sdzero import launch, process_group, ranks, stopping
 from sdzero.cli.screen import console, json_alone, report, say_json, showing
 from sdzero.errors import UserError
+from sdzero.offline import load_recipe
 from sdzero.recipe import Recipe
 from sdzero.usage import print_error
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sdzero.pipeline import Stages
 
 
@@ -69,6 +72,14 @@ def in_processes(number: int) -> None:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
 
 
+def recipe_and_folder(
+    recipe: Path, overrides: list[str] | None, output: Path | None, ending: str = ""
+) -> tuple[Recipe, Path]:
+    """The recipe as it is asked for, and the folder to work in: that of `--output`, or runs/NAME + ending."""
+    settings = load_recipe(recipe, overrides or [])
+    return settings, output or Path("runs") / f"{settings.name}{ending}"
+
+
 def on_stages(recipe: Recipe, folder: Path, work: Callable[["Stages"], Any]) -> Any:
     """Open the run and work on its stages."""
     from sdzero.pipeline import open_run
@@ -85,10 +96,15 @@ def print_results(results: dict[str, Any], folder: Path, as_json: bool = False) 
     from sdzero.results import difference_lines, results_table, seeds_table
 
     table = seeds_table(results) if "seeds" in results else results_table(results)
+    print_table(table, difference_lines(results), folder / "results.json")
+
+
+def print_table(table: "Table", lines: Iterable[str], file: Path) -> None:
+    """A table of results, what there is to say about it, and where the figures are stored."""
     console.print(table)
-    for line in difference_lines(results):
+    for line in lines:
         report(line)
-    report(f"results: {folder / 'results.json'}")
+    report(f"results: {file}")
 
 
 def print_suite_of(recipe: Recipe, folder: Path, as_json: bool = False) -> None:

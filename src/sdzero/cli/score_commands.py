@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdzero.cli.app import AsJson, Debug, NumProcesses, Output, Overrides, RecipeArgument, app
-from sdzero.cli.running import guarded, in_processes, on_stages, print_results
+from sdzero.cli.running import guarded, in_processes, on_stages, print_results, print_table, recipe_and_folder
 from sdzero.cli.screen import console, report, say_json, showing
 from sdzero.errors import UserError
-from sdzero.offline import load_recipe
 
 if TYPE_CHECKING:
     from sdzero.pipeline import Stages
@@ -55,8 +54,7 @@ def evaluate(
     """
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
-        folder = output or Path("runs") / settings.name
+        settings, folder = recipe_and_folder(recipe, overrides, output)
         if lm_eval is not None:
             for given, option in ((suite, "--suite"), (audit, "--audit"), (suite_data, "--suite-data")):
                 if given is not None:
@@ -132,22 +130,18 @@ def compare(
     in_processes(num_processes)
 
     def work() -> None:
-        settings = load_recipe(recipe, overrides or [])
+        settings, folder = recipe_and_folder(recipe, overrides, output, "-compare")
         from sdzero.compare import compare as run_compare
         from sdzero.compare_methods import parse_methods
         from sdzero.compare_results import compare_table, notes
 
-        folder = output or Path("runs") / f"{settings.name}-compare"
         named = parse_methods([name.strip() for name in methods.split(",") if name.strip()])
         with showing(folder) as progress:
             results = run_compare(settings, folder, named, seeds, report, progress)
         if as_json:
             say_json(results)
             return
-        console.print(compare_table(results))
-        for line in notes(results):
-            report(line)
-        report(f"results: {folder / 'compare.json'}")
+        print_table(compare_table(results), notes(results), folder / "compare.json")
 
     guarded(work, debug, as_json)
 
@@ -195,16 +189,13 @@ def study(
         wanted = study_named(name)
         if recipe is None:
             raise UserError("a study needs a recipe", "RECIPE", f"sdzero study {name} recipes/demo.yaml")
-        settings = load_recipe(recipe, overrides or [])
-        folder = output or Path("runs") / f"{settings.name}-compare"
+        settings, folder = recipe_and_folder(recipe, overrides, output, "-compare")
         with showing(folder) as progress:
             results = run_study(settings, folder, wanted, seeds, report, progress)
         if as_json:
             say_json(results)
             return
-        console.print(study_table(results))
-        for line in (study_notes(results), *measured_lines(results), paper_line(results)):
-            report(line)
-        report(f"results: {folder / f'study-{name}.json'}")
+        lines = (study_notes(results), *measured_lines(results), paper_line(results))
+        print_table(study_table(results), lines, folder / f"study-{name}.json")
 
     guarded(work, debug, as_json)
