@@ -6,12 +6,9 @@ as a run does.
 
 import json
 import re
-import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,8 @@ from sdzero import tiny
 from sdzero.errors import UserError
 from sdzero.method.thinking import Thinking, thinking_of
 from sdzero.recipe import ChatSettings
+from sdzero.safetensors_header import numbers_by_type
 
-HEADER_LENGTH_BYTES = 8
-MOST_HEADER_BYTES = 100_000_000
-"""What safetensors itself takes for a header at most."""
 _GENERATION_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Tags by which a template says what the assistant wrote; only transformers knows them."""
 CHARACTERS_A_TOKEN = 3.0
@@ -195,22 +190,8 @@ def weights_of(folder: Path) -> tuple[int, str]:
         raise UserError(
             "the model's folder has no *.safetensors", str(folder), "copy the weights, or convert them"
         )
-    types: Counter[str] = Counter()
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                (length,) = struct.unpack("<Q", opened.read(HEADER_LENGTH_BYTES))
-                if length > MOST_HEADER_BYTES:
-                    raise ValueError("its header is too long")
-                header = json.loads(opened.read(length))
-        except (struct.error, ValueError) as error:
-            raise UserError(
-                f"the weights cannot be read: {error}", str(file), "copy the file again"
-            ) from None
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                types[tensor["dtype"]] += prod(tensor["shape"])
-    return sum(types.values()), types.most_common(1)[0][0] if types else "F32"
+    types = numbers_by_type(files)
+    return types.total(), types.most_common(1)[0][0] if types else "F32"
 
 
 def _template_of(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate:

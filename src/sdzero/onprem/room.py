@@ -8,14 +8,13 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-from sdzero.errors import UserError
 from sdzero.onprem.findings import Finding, Subject
 from sdzero.onprem.hardware import GIBIBYTE
 from sdzero.onprem.model_checks import model_folder, names_in_index
 from sdzero.recipe import Recipe
+from sdzero.safetensors_header import numbers_by_type
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 MOMENTS = 2
@@ -28,30 +27,9 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def parameters_of(weights: Sequence[Path]) -> int:
-    """How many parameters safetensors files hold, from their headers alone.
-
-    A file begins with the header's length (8 bytes, little endian), then the header in JSON
-    (https://huggingface.co/docs/safetensors). Raises UserError for a file that does not.
-    """
-    count = 0
-    for file in weights:
-        try:
-            with file.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                size = file.stat().st_size
-                if length > size:
-                    raise ValueError("its header is longer than the file")
-                header = json.loads(opened.read(length))
-            tensors = [one for name, one in header.items() if name != "__metadata__"]
-            whole = 8 + length + max((one["data_offsets"][1] for one in tensors), default=0)
-            if whole != size:
-                raise ValueError(f"it has {size:,} bytes, and by its header {whole:,}")
-            count += sum(prod(one["shape"]) for one in tensors)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"the weights cannot be read: {error}", str(file), "copy the model again"
-            ) from error
-    return count
+    """How many parameters safetensors files hold, from their headers alone. Raises UserError for a file that
+    is damaged."""
+    return numbers_by_type(weights).total()
 
 
 @dataclass(frozen=True)
