@@ -57,6 +57,15 @@ class ChatSettings(Settings):
     answer_instruction: str | None = None
     template_arguments: dict[str, Any] = Field(default_factory=dict)
 
+    def user_turn(self, question: str) -> str:
+        """What the user says: the question, and the instruction."""
+        return f"{question}\n\n{self.answer_instruction}" if self.answer_instruction else question
+
+    def messages(self, user_turn: str) -> list[dict[str, str]]:
+        """The conversation up to where the assistant begins."""
+        head = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*head, {"role": "user", "content": user_turn}]
+
 
 class PhraseSettings(Settings):
     """The control phrases P_r (paper, section 3); the only way the reward reaches the Reviser."""

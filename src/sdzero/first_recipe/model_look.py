@@ -87,13 +87,9 @@ class ModelLook:
 
     def prompt_lengths(self, texts: Sequence[str], chat: ChatSettings) -> list[int]:
         """How many tokens the prompts of these questions have; estimated where there is no tokenizer.json."""
-        system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-        instruction = f"\n\n{chat.answer_instruction}" if chat.answer_instruction else ""
         prompts = [
             self.template.apply_chat_template(
-                [*system, {"role": "user", "content": f"{text}{instruction}"}],
-                add_generation_prompt=True,
-                **chat.template_arguments,
+                chat.messages(chat.user_turn(text)), add_generation_prompt=True, **chat.template_arguments
             )
             for text in texts
         ]

@@ -323,19 +323,14 @@ class Roles:
 
     def _content(self, question: Question) -> str:
         self._refuse_special_tokens(question.text, f"question {question.id}")
-        if self._chat.answer_instruction:
-            return f"{question.text}\n\n{self._chat.answer_instruction}"
-        return question.text
-
-    def _messages(self, content: str) -> list[dict[str, str]]:
-        system = self._chat.system_prompt
-        head = [{"role": "system", "content": system}] if system else []
-        return [*head, {"role": "user", "content": content}]
+        return self._chat.user_turn(question.text)
 
     def _render(self, content: str) -> list[int]:
         # The template writes the begin token itself where the model has one; tokenising in the same call
         # keeps the tokenizer from adding a second.
-        rendered = self._apply_template(self._messages(content), add_generation_prompt=True, tokenize=True)
+        rendered = self._apply_template(
+            self._chat.messages(content), add_generation_prompt=True, tokenize=True
+        )
         ids = list(cast("list[int]", rendered))
         begin = self._tokenizer.bos_token_id
         if begin is not None and ids[:2] == [begin, begin]:
@@ -366,7 +361,7 @@ class Roles:
 
     def _find_end_token(self) -> int:
         """The special token that the template writes straight after the assistant's text."""
-        messages = [*self._messages("question"), {"role": "assistant", "content": _PROBE}]
+        messages = [*self._chat.messages("question"), {"role": "assistant", "content": _PROBE}]
         text = cast("str", self._apply_template(messages, add_generation_prompt=False, tokenize=False))
         _, found, tail = text.rpartition(_PROBE)
         candidates = dict(self._special_tokens)

@@ -68,9 +68,8 @@ def thinking_of(tokenizer: "PreTrainedTokenizerBase", chat: ChatSettings) -> Thi
     template = _COMMENT.sub("", tokenizer.get_chat_template())
 
     def prompt(**more: Any) -> str:
-        system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
         rendered = tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": _PROBE}],
+            chat.messages(_PROBE),
             add_generation_prompt=True,
             tokenize=False,
             **(chat.template_arguments | more),
