@@ -133,7 +133,10 @@ def license_of(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    header = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8"), re.DOTALL)
-    values = yaml.safe_load(header[1]) if header else None
+    header = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        values = yaml.safe_load(header[1]) if header else None
+    except yaml.YAMLError:
+        values = None
     found = values.get("license") if isinstance(values, dict) else None
     return found if isinstance(found, str) else None

@@ -10,8 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import yaml
-
+from sdzero.model_card import license_of
 from sdzero.onprem.wheel_metadata import Wheel
 
 FOLDER = "licences"
@@ -39,18 +38,8 @@ def licence_of(wheel: Wheel) -> str:
 
 def licence_of_model(folder: Path) -> str:
     """What a model folder's card gives as its licence."""
-    card = folder / "README.md"
-    header = (
-        re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        if (card.is_file())
-        else None
-    )
-    try:
-        values = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError:
-        values = None
-    found = values.get("license") if isinstance(values, dict) else None
-    return found if isinstance(found, str) else NOT_STATED
+    found = license_of(folder)
+    return NOT_STATED if found is None else found
 
 
 def write_licences(bundle: Path, wheels: Sequence[Wheel], models: Sequence[Path]) -> None:
