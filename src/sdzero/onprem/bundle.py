@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -22,6 +22,7 @@ from sdzero.onprem.bundle_check import FACTS_NAME, SCHEMA, SUMS_NAME, find_fault
 from sdzero.onprem.bundle_files import Journal, check_model, copies_of, copy_any, files_below, sum_of
 from sdzero.onprem.bundle_recipe import Need, extras_of, needs_of, within_bundle
 from sdzero.onprem.wheel_metadata import Target, closure_of, read_wheels
+from sdzero.onprem.wheels import Report
 from sdzero.recipe import Recipe
 from sdzero.recipe_io import dump_recipe
 from sdzero.run_lock import release_lock, take_lock
@@ -35,8 +36,6 @@ REQUIREMENTS_NAME, RECIPE_NAME, SMOKE_NAME, INSTALL_NAME = (
     "install.sh",
 )
 GIGABYTE = 1e9
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _plan_of(order: Order, needs: Sequence[Need]) -> dict[str, Any]:
         "recipe": hashlib.sha256(dump_recipe(within_bundle(order.recipe, list(needs))).encode()).hexdigest(),
         "sources": sorted(f"{need.key}: {need.source}" for need in needs),
         "platform": order.target.platform,
-        "python": ".".join(map(str, order.target.python)),
+        "python": order.target.python_version,
         "constraints": constraints,
         "extras": extras_of(order.recipe),
         "sdzero": _sum_of_source(order.source),
@@ -281,8 +280,7 @@ def _gather_wheels(
         report("versions of all packages, by pip")
         packages = wheels.resolve(own, extras, order.constraints)
         resolved.write_text(json.dumps([asdict(one) for one in packages]))
-    python = ".".join(map(str, order.target.python))
-    report(f"{len(packages)} packages for {order.target.platform}, Python {python}")
+    report(f"{len(packages)} packages for {order.target.platform}, Python {order.target.python_version}")
     wheels.gather(packages, order.target, folder, resolved.parent, journal, report)
     return [asdict(one) for one in packages]
 
@@ -302,7 +300,7 @@ def _written_files(target: Target, glibc: tuple[int, int], name: str) -> dict[st
         "machine": target.machine,
         "glibc_major": str(glibc[0]),
         "glibc_minor": str(glibc[1]),
-        "python": ".".join(map(str, target.python)),
+        "python": target.python_version,
         "name": name,
     }
     kept = files("sdzero") / "onprem" / "airgap"

@@ -56,6 +56,11 @@ class Target:
         return f"manylinux_2_{self.glibc[1]}_{self.machine}"
 
     @property
+    def python_version(self) -> str:
+        """The version of Python, such as `3.11`."""
+        return ".".join(map(str, self.python))
+
+    @property
     def platforms(self) -> list[str]:
         """The tags of platforms whose wheels run on the target, the newest first."""
         found = []
@@ -77,7 +82,7 @@ class Target:
     def environment(self) -> dict[str, str]:
         """The values of environment markers (PEP 508) on the target."""
         here = {key: str(value) for key, value in default_environment().items()}
-        python = ".".join(map(str, self.python))
+        python = self.python_version
         same = here["python_version"] == python
         return here | {
             "python_version": python,
@@ -146,6 +151,7 @@ class Closure:
 def closure_of(wheels: Sequence[Wheel], root: str, extras: Iterable[str], target: Target) -> Closure:
     """Follow the requirements of the package `root` with these extras, as they hold on the target."""
     by_name = {wheel.name: wheel for wheel in wheels}
+    markers = target.environment
     needs: dict[str, set[str]] = {}
     missing: list[str] = []
     followed: set[tuple[str, str]] = set()
@@ -157,7 +163,7 @@ def closure_of(wheels: Sequence[Wheel], root: str, extras: Iterable[str], target
         followed.add((name, extra))
         own = needs.setdefault(name, set())
         for wanted in by_name[name].requirements:
-            environment: Any = target.environment | {"extra": extra}
+            environment: Any = markers | {"extra": extra}
             if wanted.marker is not None and not wanted.marker.evaluate(environment):
                 continue
             wheel = by_name.get(canonicalize_name(wanted.name))

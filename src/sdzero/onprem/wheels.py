@@ -179,9 +179,8 @@ def _whole_wheels(folder: Path, journal: Journal) -> Iterator[Wheel]:
 
 def _take(file: Path, target: Target, journal: Journal, built_here: bool) -> None:
     if not target.runs(Wheel.read(file).tags, built_here):
-        python = ".".join(map(str, target.python))
         raise UserError(
-            f"{file.name} does not run on {target.platform} with Python {python}",
+            f"{file.name} does not run on {target.platform} with Python {target.python_version}",
             "--platform, --python",
             "make the bundle with that Python version on a machine of the same kind",
         )
@@ -203,7 +202,7 @@ def _build(package: Package, folder: Path, scratch: Path) -> Path:
 
 
 def _download(batch: Sequence[Package], target: Target, folder: Path, scratch: Path) -> list[Path]:
-    python = ".".join(map(str, target.python))
+    python = target.python_version
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         run_pip(
             [
