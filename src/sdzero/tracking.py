@@ -34,6 +34,11 @@ class Tracker(Protocol):
         ...
 
 
+def _series(stage: str, part: int) -> str:
+    """What the numbers of one training of a stage are kept under."""
+    return stage if part == 0 else f"{stage}-part-{part}"
+
+
 class TensorBoard:
     """One event file a stage and part in `tracking/tensorboard`, with the reward under `reward` and so on."""
 
@@ -47,8 +52,7 @@ class TensorBoard:
         if writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            name = stage if part == 0 else f"{stage}-part-{part}"
-            writer = SummaryWriter(str(self._folder / name), purge_step=step)
+            writer = SummaryWriter(str(self._folder / _series(stage, part)), purge_step=step)
             self._writers[stage, part] = writer
         for key, value in values.items():
             writer.add_scalar(key, value, step)
@@ -78,7 +82,7 @@ class Wandb:
 
     def log(self, stage: str, part: int, step: int, values: Mapping[str, float]) -> None:
         """wandb keeps every row; a step that comes again is shown at its place by `STAGE/step`."""
-        own = stage if part == 0 else f"{stage}-part-{part}"
+        own = _series(stage, part)
         if own not in self._defined:
             self._run.define_metric(f"{own}/step")
             self._run.define_metric(f"{own}/*", step_metric=f"{own}/step")
@@ -102,7 +106,7 @@ class Trackio:
 
     def log(self, stage: str, part: int, step: int, values: Mapping[str, float]) -> None:
         """trackio counts rows over all stages by itself; the step of the stage stands beside them."""
-        own = stage if part == 0 else f"{stage}-part-{part}"
+        own = _series(stage, part)
         self._run.log({f"{own}/step": step, **{f"{own}/{key}": value for key, value in values.items()}})
 
     def close(self) -> None:
