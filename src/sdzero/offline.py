@@ -109,14 +109,19 @@ def _patch_imported() -> list[tuple[Any, str, Any]]:
     return patched
 
 
-def hub_models(recipe: Recipe) -> dict[str, str]:
-    """The hub ids of models that a recipe names, by its keys."""
+def named_models(recipe: Recipe) -> dict[str, str]:
+    """The models that a recipe names, by its keys: folders, hub ids, embedded ones."""
     named = {
         "model.path": recipe.model.path,
         "srt.checkpoint": recipe.srt.checkpoint,
         "distill.teacher": recipe.distill.teacher,
     }
-    return {key: path for key, path in named.items() if path is not None and hub_id(path) is not None}
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def hub_models(recipe: Recipe) -> dict[str, str]:
+    """The hub ids of models that a recipe names, by its keys."""
+    return {key: path for key, path in named_models(recipe).items() if hub_id(path) is not None}
 
 
 def _refuse_absent_models(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdzero.errors import UserError
-from sdzero.offline import hub_id
+from sdzero.offline import hub_id, named_models
 from sdzero.recipe import Recipe
 from sdzero.tiny import world_of_model
 
@@ -45,9 +45,7 @@ def needs_of(recipe: Recipe) -> list[Need]:
         )
     data_may_be_on_hub = recipe.data.source != "jsonl"
     named: list[tuple[str, str | None, Kind, bool]] = [
-        ("model.path", recipe.model.path, "model", True),
-        ("srt.checkpoint", recipe.srt.checkpoint, "model", True),
-        ("distill.teacher", recipe.distill.teacher, "model", True),
+        *((key, path, "model", True) for key, path in named_models(recipe).items()),
         ("data.path", recipe.data.path, "dataset", data_may_be_on_hub),
         ("distill.rehearsal_traces", recipe.distill.rehearsal_traces, "dataset", False),
         ("suite.data", recipe.suite.data, "dataset", False),

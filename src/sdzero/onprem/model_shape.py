@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sdzero import tiny
 from sdzero.errors import UserError
+from sdzero.offline import hub_id
 
 NORMS: dict[str, Literal["head", "all"] | None] = {
     "llama": None,
@@ -242,7 +243,7 @@ def _of_folder(folder: Path) -> ModelShape:
 
 def _downloaded(path: str) -> Path | None:
     """The configuration in the hub client's cache; None if the model was never downloaded."""
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    if hub_id(path) is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
