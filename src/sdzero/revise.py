@@ -5,6 +5,7 @@ control phrase of that reward. Without a reference there is no reward, and both 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -182,27 +183,13 @@ def revise(
     roles = Roles(tokenizer, recipe.phrases, recipe.chat)
     model: PreTrainedModel = load_model(recipe.model.path, recipe.model)
     has_reference = any(question.answer for question in questions)
+    size = recipe.rollout.batch_size
     with open_engines(recipe, tokenizer, folder, report) as make_engine:
         engine = make_engine(model, roles)
-        if not has_reference:
-            yield from _in_batches(Reviser(engine, roles, recipe, None), questions, seed, recipe, progress)
-            return
-        with pool_of(recipe.verifier) as pool:
-            pool.check_canaries()
-            yield from _in_batches(
-                Reviser(engine, roles, recipe, pool.grade), questions, seed, recipe, progress
-            )
-
-
-def _in_batches(
-    reviser: Reviser,
-    questions: Sequence[Question],
-    seed: int,
-    recipe: Recipe,
-    progress: Callable[[str, int, int], None],
-) -> Iterator[Revision]:
-    size = recipe.rollout.batch_size
-    for start in range(0, len(questions), size):
-        batch = questions[start : start + size]
-        yield from reviser.revise(batch, seed)
-        progress("revise", min(start + size, len(questions)), len(questions))
+        with pool_of(recipe.verifier) if has_reference else nullcontext() as pool:
+            if pool is not None:
+                pool.check_canaries()
+            reviser = Reviser(engine, roles, recipe, None if pool is None else pool.grade)
+            for start in range(0, len(questions), size):
+                yield from reviser.revise(questions[start : start + size], seed)
+                progress("revise", min(start + size, len(questions)), len(questions))
