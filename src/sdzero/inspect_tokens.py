@@ -23,8 +23,7 @@ from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
 from sdzero.offline import kept_in
 from sdzero.questions.sources import load_questions
-from sdzero.recipe_io import recipe_of_run
-from sdzero.run_dir import RunDir
+from sdzero.run_dir import RunDir, recipe_of_run
 
 SHADES = ((2.0, "white on red3"), (1.0, "black on dark_orange"), (0.3, "black on gold3"), (0.05, "yellow"))
 """From how many nats on which style; the page shades up to 2 nats as well."""

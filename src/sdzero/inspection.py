@@ -17,8 +17,7 @@ from sdzero.method.trace import RevisionTrace
 from sdzero.models import load_tokenizer
 from sdzero.offline import kept_in
 from sdzero.questions.sources import load_questions
-from sdzero.recipe_io import recipe_of_run
-from sdzero.run_dir import RunDir
+from sdzero.run_dir import RunDir, recipe_of_run
 from sdzero.verify.verdict import Outcome, Verdict
 
 STYLES = {0.0: "dim", 1.0: "green", 2.0: "bold green reverse"}

@@ -29,9 +29,8 @@ from sdzero.offline import kept_in
 from sdzero.questions.question import Question
 from sdzero.questions.sources import load_questions
 from sdzero.recipe import Recipe
-from sdzero.recipe_io import recipe_of_run
 from sdzero.run_context import Report
-from sdzero.run_dir import RunDir
+from sdzero.run_dir import RunDir, recipe_of_run
 from sdzero.verify.verdict import Outcome, Verdict
 
 TOKENS = "report/tokens.jsonl"

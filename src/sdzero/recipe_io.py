@@ -107,15 +107,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe that a run's folder has. Raises UserError for another folder, and as `load_recipe`."""
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(
-            "this is not a run's folder (it has no recipe.yaml)", str(folder), "name a run's folder"
-        )
-    return load_recipe(folder / "recipe.yaml")
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every key written out; it loads to an equal recipe."""
     return yaml.dump(

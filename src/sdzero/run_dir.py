@@ -338,6 +338,15 @@ class RunDir:
         raise UserError(f"the folder holds a run of a different recipe:{listed}", str(self.root), todo)
 
 
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe that a run's folder keeps. Raises UserError if the folder is not a run's."""
+    if not (folder / RECIPE_NAME).is_file():
+        raise UserError(
+            f"this is not a run's folder (it has no {RECIPE_NAME})", str(folder), "name a run's folder"
+        )
+    return load_recipe(folder / RECIPE_NAME)
+
+
 def _json_text(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
