@@ -98,6 +98,14 @@ def recipe_text(model: ModelLook, data: DataLook) -> str:
     batch = 64 if sizes.n1 >= 2000 else 16
     step = 128 if sizes.n2 >= 4000 else 32 if sizes.n2 >= 400 else 8
     dtype = "bfloat16" if model.dtype in ("BF16", "F16") else "float32"
+    training = [  # of SRT, and of the control in the same way
+        "  schedule: cosine",
+        "  warmup_ratio: 0.05",
+        f"  batch_size: {batch}",
+        f"  micro_batch_size: {micro}",
+        "  epochs: 3",
+        "  checkpoint_every: 50",
+    ]
     head = [
         f"# A first recipe for {model.path} on {data.path}, made by `sdzero init`.",
         "# Each value has its reason beside it. Read it, then: sdzero doctor FILE; sdzero run FILE",
@@ -133,12 +141,7 @@ def recipe_text(model: ModelLook, data: DataLook) -> str:
         "",
         "srt: # phase 1b",
         f"  learning_rate: {_number(rate)} # {why_rate}",
-        "  schedule: cosine",
-        "  warmup_ratio: 0.05",
-        f"  batch_size: {batch}",
-        f"  micro_batch_size: {micro}",
-        "  epochs: 3",
-        "  checkpoint_every: 50",
+        *training,
         "",
         "distill: # phase 2",
         f"  learning_rate: {_number(rate)} # {why_rate}",
@@ -155,12 +158,7 @@ def recipe_text(model: ModelLook, data: DataLook) -> str:
         "rft: # the control: as many responses as SD-Zero, only the right ones trained on",
         "  enabled: true",
         f"  learning_rate: {_number(rate)} # as in srt",
-        "  schedule: cosine",
-        "  warmup_ratio: 0.05",
-        f"  batch_size: {batch}",
-        f"  micro_batch_size: {micro}",
-        "  epochs: 3",
-        "  checkpoint_every: 50",
+        *training,
         "",
         "evaluate:",
         "  k: 4 # responses a question",
