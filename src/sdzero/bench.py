@@ -24,7 +24,6 @@ def bench_recipe(recipe: Recipe, steps: int, questions: int | None) -> Recipe:
     """Phase 2 of the recipe, from its base model, for so many steps of so many questions."""
     own = recipe.distill
     size = own.batch_size if questions is None else questions
-    micro = max(part for part in range(1, min(own.micro_batch_size, size) + 1) if size % part == 0)
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"n1": 1, "n2": steps * size, "tuning": 0, "test": 1}),
@@ -32,7 +31,7 @@ def bench_recipe(recipe: Recipe, steps: int, questions: int | None) -> Recipe:
             "distill": own.model_copy(
                 update={
                     "batch_size": size,
-                    "micro_batch_size": micro,
+                    "micro_batch_size": own.micro_batch_of(size),
                     "epochs": 1,
                     "sync": "never",
                     "sync_every": None,

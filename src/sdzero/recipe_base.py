@@ -48,6 +48,10 @@ class OptimizerSettings(Settings):
             raise ValueError("each of betas must be at least 0 and below 1")
         return self
 
+    def micro_batch_of(self, sequences: int) -> int:
+        """Sequences of a micro-batch, where so many are cut into equal ones: at most `micro_batch_size`."""
+        return max(size for size in range(1, self.micro_batch_size + 1) if sequences % size == 0)
+
 
 class SamplingSettings(Settings):
     """How responses are sampled. `batch_size` is the unit of resuming: a finished batch is kept."""

@@ -50,7 +50,7 @@ def training_arguments(
     if settings.optimizer == "adamw_8bit":
         require_bitsandbytes("optimizer", "set optimizer to adamw")
     own = own_share_of(settings.batch_size)
-    micro = max(size for size in range(1, settings.micro_batch_size + 1) if own % size == 0)
+    micro = settings.micro_batch_of(own)
     return {
         "output_dir": str(output_dir),
         "num_train_epochs": epochs,

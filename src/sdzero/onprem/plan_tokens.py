@@ -349,7 +349,7 @@ def on_policy(
 
 
 def micro_batch(settings: OptimizerSettings, processes: int) -> int:
-    """Sequences of a micro-batch of one process, as `sdzero.method.training` makes it.
+    """Sequences of a micro-batch of one process.
 
     Raises UserError if the processes cannot have equal shares.
     """
@@ -360,7 +360,7 @@ def micro_batch(settings: OptimizerSettings, processes: int) -> int:
             "--hardware",
             "change one of them",
         )
-    return max(size for size in range(1, settings.micro_batch_size + 1) if own % size == 0)
+    return settings.micro_batch_of(own)
 
 
 def length_names() -> list[str]:
