@@ -69,7 +69,6 @@ class ModelShape:
     tied: bool
     windows: tuple[int | None, ...]
     biases: int = 0
-    context: int | None = None
     source: str = ""
 
     @property
@@ -157,7 +156,6 @@ def _qwen3(name: str, *sizes: int, tied: bool) -> ModelShape:
         vocabulary=151_936,
         tied=tied,
         windows=(None,) * layers,
-        context=40_960,
         source=f"config.json of {name}",
     )
 
@@ -182,7 +180,6 @@ PUBLIC = {
             128_256,
             tied=False,
             windows=(None,) * 32,
-            context=131_072,
             source="config.json of meta-llama/Llama-3.1-8B-Instruct",
         ),
     )
@@ -315,7 +312,6 @@ def _shape(config: Mapping[str, Any], family: str, name: str, place: str) -> Mod
         bool(config.get("tie_word_embeddings", False)),
         _windows(config, family),
         biases,
-        config.get("max_position_embeddings"),
         f"config.json of {place}",
     )
 

@@ -5,7 +5,7 @@ The counts are the recipe's; how long responses are, and how many are right, is 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from sdzero.errors import UserError, unknown_name
 from sdzero.recipe import Recipe
@@ -107,7 +107,7 @@ class Sample:
 @dataclass(frozen=True)
 class Train:
     """Sequences that go through the model and back: how many in all epochs, their tokens, the target tokens
-    of each, and what the teacher reads for each, in `teacher_passes` sequences of these lengths."""
+    of each, and the lengths of the sequences that the teacher reads for each."""
 
     sequences: float
     tokens: float
@@ -171,7 +171,7 @@ def methods_of(recipe: Recipe, lengths: Lengths) -> dict[str, list[StageWork]]:
     if recipe.grpo is not None:
         found["grpo"] = [grpo(recipe, lengths, budget)]
     if recipe.sdft is not None:
-        found["sdft"] = [on_policy("sdft", recipe.sdft, lengths, budget, teacher=True)]
+        found["sdft"] = [sdft(recipe.sdft, lengths, budget)]
     return found
 
 
@@ -336,16 +336,13 @@ def grpo(recipe: Recipe, lengths: Lengths, budget: int) -> StageWork:
     return StageWork("grpo", (sample,), (Train(responses, read, length, reads),))
 
 
-def on_policy(
-    name: str, settings: OnPolicySettings, lengths: Lengths, budget: int, teacher: bool
-) -> StageWork:
-    """SDFT: one response a question, epoch after epoch; the teacher reads the question with its reference,
+def sdft(settings: OnPolicySettings, lengths: Lengths, budget: int) -> StageWork:
+    """One response a question, epoch after epoch; the teacher reads the question with its reference,
     which is taken to be as long as a response."""
     length = min(lengths.base, settings.max_new_tokens)
     read = lengths.prompt + length
     sample = Sample(budget, budget, lengths.prompt, length, settings.max_new_tokens, settings.batch_size)
-    reads = (read + length,) if teacher else ()
-    return StageWork(name, (sample,), (Train(budget, read, length, reads),))
+    return StageWork("sdft", (sample,), (Train(budget, read, length, (read + length,)),))
 
 
 def micro_batch(settings: OptimizerSettings, processes: int) -> int:
@@ -361,8 +358,3 @@ def micro_batch(settings: OptimizerSettings, processes: int) -> int:
             "change one of them",
         )
     return settings.micro_batch_of(own)
-
-
-def length_names() -> list[str]:
-    """The numbers of `Lengths`."""
-    return [field.name for field in fields(Lengths) if field.name != "source"]
