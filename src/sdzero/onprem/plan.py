@@ -16,6 +16,7 @@ from sdzero.onprem.plan_sampling import sampled_at_once
 from sdzero.onprem.plan_setting import Parallel, Setting
 from sdzero.onprem.plan_switches import Switch, enough, peak_of, room_of, switches
 from sdzero.onprem.plan_time import Efficiency, StageTime, assumed_efficiency, stage_time
+from sdzero.onprem.plan_time import peak_of as operations_a_second
 from sdzero.onprem.plan_tokens import (
     Lengths,
     StageWork,
@@ -156,9 +157,10 @@ def assumptions(plan: Plan) -> list[str]:
     setting, recipe, own = plan.setting, plan.setting.recipe, plan.lengths
     device = setting.hardware.device
     rows, _, prompt, new = sampled_at_once(setting, "student")
+    speed = f"{operations_a_second(setting) / 1e12:g} TFLOP/s in {recipe.model.dtype}"
     lines = [
         f"model: {setting.shape.name}, {setting.shape.parameters:,} parameters ({setting.shape.source})",
-        f"device: {device.memory / 1e9:g} GB, {_peak_text(setting)}, {device.bandwidth / 1e9:g} GB/s,"
+        f"device: {device.memory / 1e9:g} GB, {speed}, {device.bandwidth / 1e9:g} GB/s,"
         f" {device.watts:g} W and {device.host_watts:g} W of the machine ({device.source})",
         f"speed: {plan.efficiency.source}",
         f"lengths: prompt {own.prompt:.0f}, base {own.base:.0f}, revision {own.revised:.0f}, student"
@@ -177,12 +179,6 @@ def assumptions(plan: Plan) -> list[str]:
             f"sampling: {rows} rows at one time, prompts of {prompt:.0f} and responses of up to {new} tokens"
         )
     return lines
-
-
-def _peak_text(setting: Setting) -> str:
-    device, dtype = setting.hardware.device, setting.recipe.model.dtype
-    peak = device.peak if dtype == "bfloat16" else device.peak_float32
-    return f"{peak / 1e12:g} TFLOP/s in {dtype}"
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

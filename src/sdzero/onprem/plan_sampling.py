@@ -82,12 +82,18 @@ def cache_columns(prompt: int, new: int) -> list[int]:
     return found
 
 
+def packs_weights(setting: Setting) -> bool:
+    """Whether the transformers engine decodes with packed copies of all weights, as it does on a CPU."""
+    is_float32_on_cpu = setting.kind == "cpu" and setting.size == 4
+    return is_float32_on_cpu and setting.recipe.lora is None and setting.shape.parameters >= PACK_FROM
+
+
 def copied_weights(setting: Setting) -> float:
     """What the transformers engine copies of the weights for the time of a call, on a CPU alone."""
     shape = setting.shape
     if setting.kind != "cpu" or setting.size < 4 or setting.recipe.lora is not None:
         return 0.0
-    if shape.parameters >= PACK_FROM and setting.size == 4:
+    if packs_weights(setting):
         return float(setting.size * (shape.layers * shape.layer_products + shape.head))
     fused = shape.width * (shape.queries + 2 * shape.keys + 2 * shape.inner)
     return float(setting.size * shape.layers * fused)

@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
+from sdzero.onprem.hardware import GB
 from sdzero.onprem.plan import Plan, assumptions
 from sdzero.onprem.plan_cost import break_even
 from sdzero.onprem.plan_memory import Moment, total
 from sdzero.onprem.spent import COUNTS
 
-GB = 1e9
 PARTS = {
     "weights": "weights",
     "teacher": "teacher",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sdzero.onprem.hardware import GB
 from sdzero.onprem.model_shape import ModelShape
-from sdzero.onprem.plan_sampling import PACK_FROM, SERVER_SHARE, vllm_bytes
+from sdzero.onprem.plan_sampling import SERVER_SHARE, packs_weights, vllm_bytes
 from sdzero.onprem.plan_setting import Setting
 from sdzero.onprem.plan_tokens import Sample, StageWork, Train, micro_batch
 
@@ -141,8 +141,8 @@ def sampling_seconds(setting: Setting, sample: Sample, efficiency: Efficiency) -
     shape, (replicas, width) = setting.shape, engines(setting)
     rows = rows_at_once(setting, sample)
     each = sample.responses / replicas
-    refills = setting.recipe.rollout.engine == "vllm" or _refills(setting)
-    if refills:
+    # With packed weights the transformers engine too lets waiting requests take the places of ended rows.
+    if setting.recipe.rollout.engine == "vllm" or packs_weights(setting):
         steps, live = max(float(sample.longest), each * sample.response / rows), float(rows)
         steps = min(steps, each * sample.response)
     else:
@@ -158,12 +158,6 @@ def sampling_seconds(setting: Setting, sample: Sample, efficiency: Efficiency) -
     )
     prefill = sample.prompts * sum(forward_operations(shape, sample.prompt))
     return efficiency.decoding * (steps * step + prefill / (replicas * peak * efficiency.products))
-
-
-def _refills(setting: Setting) -> bool:
-    """Whether the transformers engine lets waiting requests take the places of ended rows."""
-    packs = setting.kind == "cpu" and setting.size == 4 and setting.recipe.lora is None
-    return packs and setting.shape.parameters >= PACK_FROM
 
 
 def stage_time(setting: Setting, work: StageWork, efficiency: Efficiency) -> StageTime:

@@ -13,10 +13,10 @@ from pathlib import Path
 from sdzero.onprem.findings import Finding, Subject
 from sdzero.onprem.hardware import GIBIBYTE
 from sdzero.onprem.model_checks import model_folder, names_in_index
+from sdzero.onprem.plan_setting import SIZES
 from sdzero.recipe import Recipe
 from sdzero.safetensors_header import numbers_by_type
 
-BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 MOMENTS = 2
 """AdamW keeps two numbers a parameter, in the parameter's own type."""
 IN_4_BITS = 0.5
@@ -49,7 +49,7 @@ def need_of(recipe: Recipe, parameters: int, on_gpu: bool) -> Need:
     written, and two that the alarms keep; each holds the student and AdamW's moments, in phase 2 also the
     teacher once it was synchronised. With LoRA checkpoints hold adapters, which are left out here.
     """
-    size = parameters * BYTES[recipe.model.dtype]
+    size = parameters * SIZES[recipe.model.dtype]
     stages = 1 + (recipe.collect.rounds if recipe.srt.checkpoint is None else 0) + recipe.rft.enabled
     if recipe.lora is not None:
         keeps_adapters = recipe.lora.keeps_adapter(recipe.model.quantization)
