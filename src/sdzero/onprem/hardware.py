@@ -37,7 +37,7 @@ class Device:
     kind: Literal["cuda", "cpu"] = "cuda"
 
 
-def _gpu(
+def _device(
     name: str,
     memory: float,
     tflops: float,
@@ -46,83 +46,32 @@ def _gpu(
     watts: float,
     host_watts: float,
     source: str,
+    kind: Literal["cuda", "cpu"] = "cuda",
 ) -> Device:
     peaks = tflops * 1e12, tflops_float32 * 1e12
-    return Device(name, memory * GB, *peaks, gigabytes_a_second * GB, watts, host_watts, source)
+    return Device(name, memory * GB, *peaks, gigabytes_a_second * GB, watts, host_watts, source, kind)
 
 
 DGX_H100 = "host: DGX H100 data sheet, 10.2 kW at most with eight"
-DGX_A100 = "host: DGX A100 data sheet, 6.5 kW at most with eight"
 NO_HOST = "host: not in it"
+A100 = "NVIDIA A100 data sheet 1758950-r4 (SXM); host: DGX A100 data sheet, 6.5 kW at most with eight"
+B200 = "NVIDIA DGX B200 and HGX B200 data sheets; host: DGX B200, 14.3 kW at most with eight"
+RTX = f"with accumulation in float32; {NO_HOST}"
 
 DEVICES = {
     device.name: device
     for device in (
-        _gpu("H100-80GB", 80, 989, 67, 3350, 700, 575, f"NVIDIA H100 data sheet (SXM); {DGX_H100}"),
-        _gpu("H100-PCIe-80GB", 80, 756, 51, 2000, 350, 0, f"NVIDIA H100 data sheet (PCIe); {NO_HOST}"),
-        _gpu("H200-141GB", 141, 989, 67, 4800, 700, 575, f"NVIDIA H200 data sheet (SXM); {DGX_H100}"),
-        _gpu(
-            "B200-180GB",
-            180,
-            2250,
-            75,
-            8000,
-            1000,
-            787,
-            "NVIDIA DGX B200 and HGX B200 data sheets; host: DGX B200, 14.3 kW at most with eight",
-        ),
-        _gpu(
-            "A100-80GB",
-            80,
-            312,
-            19.5,
-            2039,
-            400,
-            412,
-            f"NVIDIA A100 data sheet 1758950-r4 (SXM); {DGX_A100}",
-        ),
-        _gpu(
-            "A100-40GB",
-            40,
-            312,
-            19.5,
-            1555,
-            400,
-            412,
-            f"NVIDIA A100 data sheet 1758950-r4 (SXM); {DGX_A100}",
-        ),
-        _gpu("L40S-48GB", 48, 362, 91.6, 864, 350, 0, f"NVIDIA L40S data sheet; {NO_HOST}"),
-        _gpu("L4-24GB", 24, 121, 30.3, 300, 72, 0, f"NVIDIA L4 data sheet; {NO_HOST}"),
-        _gpu(
-            "RTX5090",
-            32,
-            209.5,
-            104.8,
-            1792,
-            575,
-            0,
-            f"NVIDIA RTX Blackwell GPU Architecture, with accumulation in float32; {NO_HOST}",
-        ),
-        _gpu(
-            "RTX4090",
-            24,
-            165.2,
-            82.6,
-            1008,
-            450,
-            0,
-            f"NVIDIA Ada GPU Architecture, with accumulation in float32; {NO_HOST}",
-        ),
-        _gpu(
-            "RTX3090",
-            24,
-            71,
-            35.6,
-            936,
-            350,
-            0,
-            f"NVIDIA Ampere GA102 GPU Architecture, with accumulation in float32; {NO_HOST}",
-        ),
+        _device("H100-80GB", 80, 989, 67, 3350, 700, 575, f"NVIDIA H100 data sheet (SXM); {DGX_H100}"),
+        _device("H100-PCIe-80GB", 80, 756, 51, 2000, 350, 0, f"NVIDIA H100 data sheet (PCIe); {NO_HOST}"),
+        _device("H200-141GB", 141, 989, 67, 4800, 700, 575, f"NVIDIA H200 data sheet (SXM); {DGX_H100}"),
+        _device("B200-180GB", 180, 2250, 75, 8000, 1000, 787, B200),
+        _device("A100-80GB", 80, 312, 19.5, 2039, 400, 412, A100),
+        _device("A100-40GB", 40, 312, 19.5, 1555, 400, 412, A100),
+        _device("L40S-48GB", 48, 362, 91.6, 864, 350, 0, f"NVIDIA L40S data sheet; {NO_HOST}"),
+        _device("L4-24GB", 24, 121, 30.3, 300, 72, 0, f"NVIDIA L4 data sheet; {NO_HOST}"),
+        _device("RTX5090", 32, 209.5, 104.8, 1792, 575, 0, f"NVIDIA RTX Blackwell GPU Architecture, {RTX}"),
+        _device("RTX4090", 24, 165.2, 82.6, 1008, 450, 0, f"NVIDIA Ada GPU Architecture, {RTX}"),
+        _device("RTX3090", 24, 71, 35.6, 936, 350, 0, f"NVIDIA Ampere GA102 GPU Architecture, {RTX}"),
     )
 }
 """By name. bfloat16 without sparsity: data sheets that give the figure with sparsity give twice this one."""
@@ -214,12 +163,12 @@ def _from_file(file: Path) -> Hardware:
         )
         keys = ", ".join(HardwareFile.model_fields)
         raise UserError(f"the hardware does not fit: {told}", str(file), f"its keys are {keys}") from None
-    device = Device(
+    device = _device(
         own.name,
-        own.memory_gb * GB,
-        own.bf16_tflops * 1e12,
-        (own.float32_tflops or own.bf16_tflops) * 1e12,
-        own.bandwidth_gb_s * GB,
+        own.memory_gb,
+        own.bf16_tflops,
+        own.float32_tflops or own.bf16_tflops,
+        own.bandwidth_gb_s,
         own.watts,
         own.host_watts,
         str(file),
