@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig
 from safetensors import SafetensorError
 from transformers import (
@@ -33,6 +32,7 @@ from sdzero.adapters import (
 )
 from sdzero.disk import writing
 from sdzero.errors import UserError
+from sdzero.offline import cached_file, hub_id
 from sdzero.packed_attention import PACKED_SDPA
 from sdzero.recipe import ModelSettings
 from sdzero.recipe_lora import LoraSettings
@@ -82,8 +82,7 @@ def resolve_path(path: str) -> str:
             )
         check_safe(folder)
         return str(folder)
-    looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    if folder.exists() or not looks_like_hub_id:
+    if hub_id(path) is None:
         raise UserError(
             "there is no model folder here",
             path,
@@ -98,8 +97,8 @@ def local_folder(path: str) -> Path | None:
     where = resolve_path(path)
     if Path(where).is_dir():
         return Path(where)
-    config = try_to_load_from_cache(where, "config.json")
-    return Path(config).parent if isinstance(config, str) else None
+    config = cached_file(where, "config.json")
+    return None if config is None else config.parent
 
 
 def _embedded_model(world: str) -> Path:

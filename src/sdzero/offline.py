@@ -126,7 +126,7 @@ def hub_models(recipe: Recipe) -> dict[str, str]:
 
 def _refuse_absent_models(recipe: Recipe) -> None:
     for key, path in hub_models(recipe).items():
-        if not _is_cached(path):
+        if not any(cached_file(path, file) for file in ("config.json", "adapter_config.json")):
             raise UserError(
                 f"the model {path} is not on this machine, and the recipe is offline",
                 key,
@@ -136,11 +136,12 @@ def _refuse_absent_models(recipe: Recipe) -> None:
             )
 
 
-def _is_cached(model: str) -> bool:
+def cached_file(model: str, file: str) -> Path | None:
+    """Where the hub's client keeps a file of a model, by its hub id; None if it was never downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    files = ("config.json", "adapter_config.json")
-    return any(isinstance(try_to_load_from_cache(model, file), str) for file in files)
+    found = try_to_load_from_cache(model, file)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _named_hosts(recipe: Recipe) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sdzero import tiny
 from sdzero.errors import UserError
-from sdzero.offline import hub_id
+from sdzero.offline import cached_file, hub_id
 
 NORMS: dict[str, Literal["head", "all"] | None] = {
     "llama": None,
@@ -215,7 +215,7 @@ def shape_of(path: str, config: Path | None = None) -> ModelShape:
         return read_shape(folder / "config.json", path)
     if path in PUBLIC:
         return PUBLIC[path]
-    downloaded = _downloaded(path)
+    downloaded = None if hub_id(path) is None else cached_file(path, "config.json")
     if downloaded is not None:
         return read_shape(downloaded, path)
     raise UserError(
@@ -236,16 +236,6 @@ def _of_folder(folder: Path) -> ModelShape:
             )
         return shape_of(base)
     return read_shape(folder / "config.json")
-
-
-def _downloaded(path: str) -> Path | None:
-    """The configuration in the hub client's cache; None if the model was never downloaded."""
-    if hub_id(path) is None:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(path, "config.json")
-    return Path(found) if isinstance(found, str) else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
