@@ -69,9 +69,9 @@ def resolve_path(path: str) -> str:
 
     Raises UserError if it can be neither, and for a folder with pickled weights or code of its own.
     """
-    world = tiny.world_of_model(path)
-    if world is not None:
-        return str(_embedded_model(world))
+    embedded = tiny.embedded_folder(path)
+    if embedded is not None:
+        return str(embedded)
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not is_adapter_folder(folder):
@@ -99,17 +99,6 @@ def local_folder(path: str) -> Path | None:
         return Path(where)
     config = cached_file(where, "config.json")
     return None if config is None else config.parent
-
-
-def _embedded_model(world: str) -> Path:
-    if world not in tiny.MODEL_FOLDERS:
-        known = ", ".join(f"`{tiny.MODEL_NAME}:{name}`" for name in tiny.MODEL_FOLDERS)
-        raise UserError(
-            f"there is no embedded model `{tiny.MODEL_NAME}:{world}`",
-            "model.path",
-            f"the embedded models are {known}",
-        )
-    return tiny.model_folder(world)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

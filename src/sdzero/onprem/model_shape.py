@@ -202,12 +202,9 @@ def shape_of(path: str, config: Path | None = None) -> ModelShape:
     """
     if config is not None:
         return read_shape(config / "config.json" if config.is_dir() else config)
-    world = tiny.world_of_model(path)
-    if world is not None:
-        if world not in tiny.MODEL_FOLDERS:
-            known = ", ".join(f"`{tiny.MODEL_NAME}:{name}`" for name in tiny.MODEL_FOLDERS)
-            raise UserError(f"there is no embedded model `{path}`", "model.path", f"there are {known}")
-        return read_shape(tiny.model_folder(world) / "config.json", path)
+    embedded = tiny.embedded_folder(path)
+    if embedded is not None:
+        return read_shape(embedded / "config.json", path)
     if Path(path).is_dir():
         return _of_folder(Path(path))
     if path in SHIPPED:

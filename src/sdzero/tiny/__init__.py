@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from sdzero.errors import UserError
+
 MODEL_NAME = "tiny"
 """What a recipe's `model.path` says to mean the embedded model of arithmetic."""
 
@@ -29,3 +31,17 @@ def world_of_model(path: str) -> str | None:
     if name != MODEL_NAME:
         return None
     return world if colon else "arithmetic"
+
+
+def embedded_folder(path: str) -> Path | None:
+    """The folder of the embedded model that a recipe's model path names; None if it names none. Raises
+    UserError for a world that has no model."""
+    world = world_of_model(path)
+    if world is None:
+        return None
+    if world not in MODEL_FOLDERS:
+        known = ", ".join(f"`{MODEL_NAME}:{name}`" for name in MODEL_FOLDERS)
+        raise UserError(
+            f"there is no embedded model `{path}`", "model.path", f"the embedded models are {known}"
+        )
+    return model_folder(world)
