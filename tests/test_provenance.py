@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from sdzero import tiny
-from sdzero.checksums import take_sums
+from sdzero.checksums import sha256_of, take_sums
 from sdzero.cli import app
 from sdzero.errors import UserError
 from sdzero.export import export_model
 from sdzero.ledger import Ledger
-from sdzero.provenance import NAME, SIGNATURE, read_record, sha256_of
+from sdzero.provenance import NAME, SIGNATURE, read_record
 from sdzero.provenance_check import check_folder
 from sdzero.questions.splits import QuestionSets
 from sdzero.recipe_io import load_recipe, recipe_sha256

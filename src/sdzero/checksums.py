@@ -1,6 +1,8 @@
-"""SHA-256 of a folder's files: taken when the folder is whole, looked at before it is used again."""
+"""SHA-256 of a folder's files: taken when the folder is whole, looked at before it is used again; and of
+JSON-like data."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,12 @@ def read_sum(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return {"bytes": opened.tell(), "sha256": digest}
+
+
+def sha256_of(data: Any) -> str:
+    """SHA-256, in hex, of JSON-like data with sorted keys and no blanks."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sum_of(file: Path) -> dict[str, Any]:

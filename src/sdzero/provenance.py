@@ -6,7 +6,6 @@ signature of this one file (`sdzero.signatures`) stands for the whole folder. `s
 compares it with the files (`sdzero.provenance_check`).
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sdzero import __version__, tiny
-from sdzero.checksums import Sums, read_sum
+from sdzero.checksums import Sums, read_sum, sha256_of
 from sdzero.errors import UserError
 from sdzero.kept_models import MODEL
 from sdzero.recipe import Recipe
@@ -172,18 +171,11 @@ def weights_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def sha256_of(data: Any) -> str:
-    """SHA-256, in hex, of JSON-like data with sorted keys and no blanks, as `recipe_sha256` takes it."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def code() -> dict[str, str]:
     """Which sdzero: its version, and the hash of its own source files, which tells changed copies apart."""
     package = Path(__file__).parent
     rows = [
-        [str(file.relative_to(package)), hashlib.sha256(file.read_bytes()).hexdigest()]
-        for file in sorted(package.rglob("*.py"))
+        [str(file.relative_to(package)), read_sum(file)["sha256"]] for file in sorted(package.rglob("*.py"))
     ]
     return {"version": __version__, "sha256": sha256_of(rows)}
 

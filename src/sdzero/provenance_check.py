@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sdzero.checksums import find_all_damage
-from sdzero.provenance import NAME, OWN, SIGNATURE, read_record, sha256_of, weights_of
+from sdzero.checksums import find_all_damage, sha256_of
+from sdzero.provenance import NAME, OWN, SIGNATURE, read_record, weights_of
 from sdzero.signatures import verify
 
 SCHEMA = 1

@@ -5,7 +5,6 @@ is text. Every fault that can be found is found in one go and told with its key,
 """
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sdzero.checksums import sha256_of
 from sdzero.errors import UserError
 from sdzero.recipe import Recipe
 
@@ -116,8 +116,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def recipe_sha256(recipe: Recipe) -> str:
     """SHA-256, in hex, of the resolved recipe as JSON with sorted keys and no blanks."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of(recipe.model_dump(mode="json"))
 
 
 def differing_keys(old: Recipe, new: Recipe) -> list[str]:
