@@ -213,6 +213,12 @@ class CollectSettings(SamplingSettings):
     max_context: int | None = Field(default=None, ge=1)
     overlong: Literal["drop", "error"] = "drop"
 
+    def initial_of(self, n1: int, round_: int) -> int:
+        """How many initial responses a round (from 1 on) samples, where N1 has so many questions."""
+        questions = len(range(round_ - 1, n1, self.rounds))
+        drawn = questions * self.initial_per_question
+        return drawn if self.target_initial is None else min(drawn, self.target_initial)
+
 
 class SrtSettings(OptimizerSettings):
     """Phase 1b: `L_SRT = L_revision + L_generation` (paper, section 3.1).

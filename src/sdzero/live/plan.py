@@ -37,9 +37,7 @@ def work_of(recipe: Recipe, part: str, sampled: dict[str, int]) -> Work | None:
     if names[0] == "collect" and len(names) == 3:
         own, rounds = recipe.collect, recipe.collect.rounds
         round_ = int(names[1].removeprefix("round-"))
-        initial = len(range(round_ - 1, recipe.data.n1, rounds)) * own.initial_per_question
-        if own.target_initial is not None:
-            initial = min(initial, own.target_initial)
+        initial = own.initial_of(recipe.data.n1, round_)
         if names[2] == "initial":
             return Work("responses", initial, at_most=own.target_initial is not None and rounds > 1)
         initial = sampled.get(f"{names[0]}/{names[1]}/initial", initial)

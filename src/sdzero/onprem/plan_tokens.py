@@ -4,7 +4,7 @@ The counts are the recipe's; how long responses are, and how many are right, is 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sdzero.errors import UserError, unknown_name
@@ -178,12 +178,11 @@ def methods_of(recipe: Recipe, lengths: Lengths) -> dict[str, list[StageWork]]:
 # ---- the stages ----
 
 
-def _rounds(recipe: Recipe) -> Iterator[int]:
-    """Initial responses of each round; N1 is shared out over the rounds."""
-    settings, rounds = recipe.collect, recipe.collect.rounds
-    for round_ in range(rounds):
-        questions = len(range(round_, recipe.data.n1, rounds))
-        yield min(questions * settings.initial_per_question, settings.target_initial or questions * 10**9)
+def _rounds(recipe: Recipe) -> list[int]:
+    """Initial responses of each round."""
+    return [
+        recipe.collect.initial_of(recipe.data.n1, round_) for round_ in range(1, recipe.collect.rounds + 1)
+    ]
 
 
 def labels(recipe: Recipe, lengths: Lengths) -> StageWork:
