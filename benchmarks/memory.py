@@ -158,12 +158,18 @@ def step_bytes(who: Who, shape: Shape) -> int:
 
 def peak_of_step(step: Any, recorded: dict[tuple[int, ...], list[int]], whole: Recorded) -> int:
     """The peak of a step less weights, gradients and moments, which a short step before it has made."""
+    peak = peak_after_warm_up(step, recorded, whole)
+    return peak - needed_anyway(sum(p.numel() for p in step.model.parameters()))
+
+
+def peak_after_warm_up(step: Any, recorded: dict[tuple[int, ...], list[int]], whole: Recorded) -> int:
+    """Bytes resident at the peak of a step with whole responses, after one with short ones."""
     recorded.update({prompt: list(ids[:WARM_UP_TOKENS]) for prompt, ids in whole.items()})
     step.turn()
     recorded.update({prompt: list(ids) for prompt, ids in whole.items()})
     forget_peak()
     step.turn()
-    return resident("VmHWM") - needed_anyway(sum(p.numel() for p in step.model.parameters()))
+    return resident("VmHWM")
 
 
 def needed_anyway(parameters: int) -> int:

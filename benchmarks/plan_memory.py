@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +32,10 @@ import torch
 from datasets import Dataset
 from documents import RESULTS, ROOT, fill
 from entries import this_machine
-from memory import WARM_UP_TOKENS, forget_peak, resident
-from shapes import SHAPES, Shape, config_of, make_folder, questions_of, recorded_responses, roles_of
+from memory import WARM_UP_TOKENS, forget_peak, peak_after_warm_up, resident
+from shapes import SHAPES, Shape, make_folder, questions_of, recorded_responses, roles_of
 from step import our_step, recipe_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Olmo3Config, PreTrainedModel
+from transformers import AutoTokenizer, LlamaConfig, Olmo3Config, PreTrainedModel, Qwen3Config
 
 from sdzero.adapters import attach_adapter, lora_config
 from sdzero.allocator import keep_freed_memory
@@ -59,7 +58,7 @@ TARGET = 0.15
 FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """glibc: blocks of 64 KiB and more are mapped one by one, and given back when they are freed."""
 
-CONFIGS = {"llama": LlamaConfig, "olmo3": Olmo3Config}
+CONFIGS = {"qwen3": Qwen3Config, "llama": LlamaConfig, "olmo3": Olmo3Config}
 
 
 @dataclass(frozen=True)
@@ -101,32 +100,6 @@ def shape_of(case: Case) -> Shape:
     return replace(SHAPES[case.size], response_tokens=case.tokens, batch=8)
 
 
-def make_model(case: Case, folder: Path) -> None:
-    """A folder with random weights of the case's family and size."""
-    shape = shape_of(case)
-    if case.family == "qwen3":
-        make_folder(shape, folder)
-        return
-    like = config_of(shape)
-    tokenizer = AutoTokenizer.from_pretrained(Path(str(files("sdzero"))) / "architectures" / "qwen3-4b")
-    config = CONFIGS[case.family](
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=like.max_position_embeddings,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def recipe_for(case: Case, folder: Path) -> Recipe:
     """The recipe of the step."""
     sizes = {"micro_batch_size": case.micro}
@@ -159,19 +132,15 @@ def distill_peak(case: Case, recipe: Recipe, folder: Path, workplace: Path) -> i
     """Bytes resident at the peak of a step of phase 2."""
     shape = shape_of(case)
     roles = roles_of(AutoTokenizer.from_pretrained(folder))
-    whole = recorded_responses(shape, roles, questions_of(shape, roles))
-    recorded = {prompt: ids[:WARM_UP_TOKENS] for prompt, ids in whole.items()}
+    recorded = recorded_responses(shape, roles, questions_of(shape, roles))
+    whole = dict(recorded)
     settings = {"micro_batch_size": case.micro}
     own = {"gradient_checkpointing": case.checkpointing}
     pair = pair_of(case, recipe, folder)
     with our_step(
         shape, folder, workplace, settings=settings, model=own, recorded=recorded, pair=pair
     ) as step:
-        step.turn()
-        recorded.update(whole)
-        forget_peak()
-        step.turn()
-        return resident("VmHWM")
+        return peak_after_warm_up(step, recorded, whole)
 
 
 def srt_peak(case: Case, recipe: Recipe, folder: Path, workplace: Path) -> int:
@@ -179,7 +148,7 @@ def srt_peak(case: Case, recipe: Recipe, folder: Path, workplace: Path) -> int:
     shape = shape_of(case)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     roles = roles_of(tokenizer)
-    model, _ = load_model(str(folder), recipe.model), None
+    model = load_model(str(folder), recipe.model)
     recorded = recorded_responses(shape, roles, questions_of(shape, roles))
 
     def step(tokens: int) -> None:
@@ -298,7 +267,8 @@ def main() -> None:
     parser.add_argument("--here", choices=["freed", "kept"], help="measure the case in this process")
     arguments = parser.parse_args()
     if arguments.make is not None:
-        make_model(CASES[arguments.only], arguments.make)
+        case = CASES[arguments.only]
+        make_folder(shape_of(case), arguments.make, CONFIGS[case.family])
         return
     if arguments.here:
         print(json.dumps(measure(CASES[arguments.only], arguments.here == "kept")))

@@ -9,10 +9,18 @@ responses of mixed lengths.
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from floor import Sizes, sizes_of
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
 
 from sdzero import tiny
 from sdzero.method.roles import Roles
@@ -55,9 +63,9 @@ SHAPES = {
 """24m and 70m differ in the vocabulary; 100m has the small one, and more layers."""
 
 
-def config_of(shape: Shape) -> Qwen3Config:
-    """The architecture of Qwen3 at this size, embeddings tied as in its small models."""
-    return Qwen3Config(
+def config_of(shape: Shape, family: type[PreTrainedConfig] = Qwen3Config) -> Any:
+    """The architecture of Qwen3, or of another family, at this size, embeddings tied as in small models."""
+    return family(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.inner,
@@ -67,6 +75,7 @@ def config_of(shape: Shape) -> Qwen3Config:
         head_dim=shape.width // shape.heads,
         max_position_embeddings=16_384,
         tie_word_embeddings=True,
+        bos_token_id=None,
     )
 
 
@@ -77,15 +86,15 @@ def sizes_at(shape: Shape) -> Sizes:
     )
 
 
-def make_folder(shape: Shape, folder: Path) -> Path:
+def make_folder(shape: Shape, folder: Path, family: type[PreTrainedConfig] = Qwen3Config) -> Path:
     """A model folder of this shape: random weights and a small tokenizer, or the embedded model's own."""
     if shape.name == "tiny":
         return tiny.model_folder()
     tokenizer = AutoTokenizer.from_pretrained(Path(str(files("sdzero"))) / "architectures" / "qwen3-4b")
-    config = config_of(shape)
+    config = config_of(shape, family)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
