@@ -21,8 +21,9 @@ from sdzero.onprem.model_shape import read_shape, shape_of
 from sdzero.onprem.plan import make_plan
 from sdzero.onprem.plan_against import against
 from sdzero.onprem.plan_cost import Prices, break_even, kilowatt_hours, owned_hour
+from sdzero.onprem.plan_sampling import vllm_bytes
 from sdzero.onprem.plan_setting import Setting
-from sdzero.onprem.plan_time import CPU, assumed_efficiency, operations, sampling_seconds
+from sdzero.onprem.plan_time import CPU, assumed_efficiency, operations, rows_at_once, sampling_seconds
 from sdzero.onprem.plan_tokens import PHRASE_TOKENS, Sample, Train, assumed_lengths, stages_of, with_given
 from sdzero.recipe_io import dump_recipe, load_recipe
 from support import environment, micro_recipe
@@ -121,6 +122,18 @@ def test_decoding_is_bound_by_the_weights_that_are_read() -> None:
     compiled = setting.with_recipe(load_recipe(MATH, ["rollout.batch_size=1", "rollout.cuda_graphs=true"]))
     seconds = sampling_seconds(compiled, sample, assumed_efficiency(compiled))
     assert seconds == pytest.approx(100 * setting.weights / (0.7 * 1008e9), rel=0.02)
+
+
+def test_a_cache_of_vllm_that_is_given_holds_so_many_rows() -> None:
+    """Gibibytes, as vLLM is told: the rows that fit are those of the memory that is planned."""
+    overrides = ["rollout.engine=vllm", "rollout.vllm.kv_cache_gigabytes=2", "rollout.batch_size=100"]
+    recipe = load_recipe(MATH, overrides)
+    setting = Setting(recipe, shape_of(recipe.model.path), hardware_named("1xH100-80GB"))
+    cache = vllm_bytes(setting, True) - setting.weights
+    assert cache == 2 * 2**30
+    each = 2 * setting.shape.layers * setting.shape.keys * setting.size
+    length = int(cache / each / 4)  # four rows fill it; of 2 * 10^9 bytes there would be three
+    assert rows_at_once(setting, Sample(100, 100, 0, length, length, 100)) == 4
 
 
 # ---- cost ----

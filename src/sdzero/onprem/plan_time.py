@@ -8,7 +8,7 @@ gradients.
 import math
 from dataclasses import dataclass
 
-from sdzero.onprem.hardware import GB
+from sdzero.onprem.hardware import GB, GIBIBYTE
 from sdzero.onprem.model_shape import ModelShape
 from sdzero.onprem.plan_sampling import SERVER_SHARE, packs_weights, vllm_bytes
 from sdzero.onprem.plan_setting import Setting
@@ -128,7 +128,7 @@ def rows_at_once(setting: Setting, sample: Sample) -> int:
         whole = vllm_bytes(setting, True) or SERVER_SHARE * setting.hardware.device.memory
         room = width * whole - setting.weights
         if own.vllm.kv_cache_gigabytes is not None:
-            room = own.vllm.kv_cache_gigabytes * GB
+            room = own.vllm.kv_cache_gigabytes * GIBIBYTE
         held = 2 * setting.shape.layers * setting.shape.keys * setting.size
         rows = min(rows, int(room // (held * (sample.prompt + sample.response))))
     return max(1, rows)
