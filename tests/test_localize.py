@@ -108,6 +108,16 @@ def test_a_question_is_shown_in_the_terminal(measured: Path) -> None:
     assert row["question"] in result.stderr
 
 
+def test_a_question_is_told_to_a_script(measured: Path) -> None:
+    rows = read_jsonl(measured / "report/tokens.jsonl")
+    question = rows[0]["question"]
+    result = CliRunner().invoke(app, ["inspect", str(measured), "--question", question, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["responses"] == [row for row in rows if row["question"] == question]
+    assert found["vocabulary"] == json.loads((measured / "report/vocabulary.json").read_text())
+
+
 def test_before_localize_the_terminal_says_what_to_do(micro_run: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(micro_run), "--question", "q"])
     assert result.exit_code == 1

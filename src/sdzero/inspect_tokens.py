@@ -36,9 +36,10 @@ def shade(nats: float) -> str:
     return next((style for least, style in SHADES if nats >= least), "")
 
 
-def inspect_question(folder: Path, question: str, console: Console) -> None:
-    """Print all that was measured of a question. Raises UserError if that is nothing."""
-    recipe, run = recipe_of_run(folder), RunDir.unlocked(folder)
+def measured_of(run: RunDir, question: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What `localize` measured of a question, and the vocabulary of its token ids. Raises UserError if that
+    is nothing."""
+    folder = run.root
     if not run.path(TOKENS).is_file():
         raise UserError(
             "the run's tokens were not measured", str(folder), f"run `sdzero localize {folder}` first"
@@ -52,7 +53,20 @@ def inspect_question(folder: Path, question: str, console: Console) -> None:
             str(run.path(TOKENS)),
             f"measured are: {known}; or measure more with `sdzero localize {folder} --responses N`",
         )
-    vocabulary = run.read_json(VOCABULARY)
+    return rows, run.read_json(VOCABULARY)
+
+
+def question_as_json(folder: Path, question: str) -> dict[str, Any]:
+    """The same for a script. Raises UserError if nothing was measured, or the folder is no run."""
+    recipe_of_run(folder)
+    rows, vocabulary = measured_of(RunDir.unlocked(folder), question)
+    return {"responses": rows, "vocabulary": vocabulary}
+
+
+def inspect_question(folder: Path, question: str, console: Console) -> None:
+    """Print all that was measured of a question, and its loss masks. Raises UserError if that is nothing."""
+    recipe, run = recipe_of_run(folder), RunDir.unlocked(folder)
+    rows, vocabulary = measured_of(run, question)
     with kept_in(recipe):
         tokenizer = load_tokenizer(recipe.model.path)
         questions = load_questions(recipe.data, empty_answers=recipe.labels.is_majority)

@@ -101,9 +101,12 @@ def inspect(
 
     def work() -> None:
         if question is not None:
-            from sdzero.inspect_tokens import inspect_question
+            from sdzero.inspect_tokens import inspect_question, question_as_json
 
-            inspect_question(folder, question, console)
+            if as_json:
+                say_json(question_as_json(folder, question))
+            else:
+                inspect_question(folder, question, console)
             return
         from sdzero.inspection import inspect_run, sequences_as_json
 
